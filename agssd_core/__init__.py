@@ -1,0 +1,1 @@
+"""Learning from images; knows nothing of federations."""

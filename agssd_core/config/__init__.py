@@ -1,0 +1,57 @@
+"""Frozen configuration nodes and the one way to read them."""
+
+from agssd_core.config.agssd import (
+    AgssdConfig,
+    CvaaConfig,
+    HeadConfig,
+    LossConfig,
+    ModelConfig,
+    TargetConfig,
+    TeacherConfig,
+)
+from agssd_core.config.data import DataConfig, SiteFoldersConfig
+from agssd_core.config.federation import FederationConfig, MergeConfig, StudentRule, TeacherRule
+from agssd_core.config.load import config_from_json, dump_config, load_config, parse_config
+from agssd_core.config.run import PRESETS, RunConfig
+from agssd_core.config.simulation import (
+    PhantomSiteConfig,
+    SimulationConfig,
+)
+from agssd_core.config.training import (
+    MonitorConfig,
+    OptimiserConfig,
+    TrackingConfig,
+    TrainingConfig,
+)
+from agssd_core.config.views import AugmentConfig, CvacConfig, EaamConfig
+
+__all__ = [
+    "PRESETS",
+    "AgssdConfig",
+    "AugmentConfig",
+    "CvaaConfig",
+    "CvacConfig",
+    "DataConfig",
+    "EaamConfig",
+    "FederationConfig",
+    "HeadConfig",
+    "LossConfig",
+    "MergeConfig",
+    "ModelConfig",
+    "MonitorConfig",
+    "OptimiserConfig",
+    "PhantomSiteConfig",
+    "RunConfig",
+    "SimulationConfig",
+    "SiteFoldersConfig",
+    "StudentRule",
+    "TargetConfig",
+    "TeacherConfig",
+    "TeacherRule",
+    "TrackingConfig",
+    "TrainingConfig",
+    "config_from_json",
+    "dump_config",
+    "load_config",
+    "parse_config",
+]
