@@ -1,0 +1,9 @@
+"""Which precision to compute in."""
+
+import torch
+from torch import Tensor
+
+
+def full(x: Tensor) -> Tensor:
+    """Half precision becomes float32; float32 and float64 stay as they are."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -1,0 +1,1 @@
+"""Crops, geometry, masks and augmentation of one volume."""
