@@ -1,0 +1,1 @@
+"""Steps, schedules, monitors and local rounds."""
