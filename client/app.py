@@ -1,0 +1,88 @@
+"""The Flower ClientApp of a site: decode, act, encode; no learning, no file access.
+
+Flower sends ``str(exception)`` to the server, so nothing is raised past a handler. Texts of our
+own errors name no patient and may leave; of any other exception only the class name does.
+"""
+
+import logging
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
+
+from agssd_core.errors import AgssdError, OrderRefusedError
+from agssd_core.protocol import PROTOCOL_VERSION, Refusal, RoundOrder
+from client import wire
+from client.site import SiteOpener, named_site
+from client.workbench import AgssdWorkbench
+
+log = logging.getLogger(__name__)
+
+
+def make_app(open_site: SiteOpener) -> ClientApp:
+    """The app whose handlers act on the site that ``open_site`` finds for a node."""
+    app = ClientApp()
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        """One round at this site."""
+        return _guarded(message, lambda asked: _train(message, context, open_site, asked))
+
+    @app.query("hello")
+    def hello(message: Message, context: Context) -> Message:
+        """Who we are."""
+        query = partial(wire.decode_query, message)
+        return _guarded(
+            message,
+            lambda _: wire.encode_hello(
+                open_site(context.node_config).hello(query()), reply_to=message
+            ),
+        )
+
+    return app
+
+
+@dataclass
+class _Asked:
+    """The order under way, for a refusal that names it."""
+
+    order: RoundOrder | None = None
+
+
+def _train(message: Message, context: Context, open_site: SiteOpener, asked: _Asked) -> Message:
+    asked.order, weights = wire.decode_order(message)
+    update = open_site(context.node_config).train_round(asked.order, weights)
+    return wire.encode_update(update, reply_to=message)
+
+
+def _guarded(message: Message, act: Callable[[_Asked], Message]) -> Message:
+    asked = _Asked()
+    try:
+        return act(asked)
+    except OrderRefusedError as error:
+        log.warning("order refused: %s", error)
+        if asked.order is None:
+            return wire.encode_fault(str(error), reply_to=message)
+        refusal = Refusal(
+            protocol=PROTOCOL_VERSION,
+            site="",
+            run=asked.order.run,
+            round=asked.order.round,
+            nonce=asked.order.nonce,
+            reason=error.reason,
+        )
+        return wire.encode_refusal(refusal, reply_to=message)
+    except AgssdError as error:
+        log.error("%s: %s", type(error).__name__, error)
+        return wire.encode_fault(f"{type(error).__name__}: {error}", reply_to=message)
+    except Exception as error:  # noqa: BLE001 - its text may name a patient
+        # Frames show where; the text of a foreign exception may hold a path or a header value.
+        frames = "".join(traceback.format_tb(error.__traceback__))
+        log.error("%s\n%s", type(error).__name__, frames)
+        return wire.encode_fault(type(error).__name__, reply_to=message)
+
+
+app = make_app(partial(named_site, workbench=AgssdWorkbench()))

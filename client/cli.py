@@ -1,0 +1,229 @@
+"""``agssd-site``: what a hospital's computer runs."""
+
+import json
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from agssd_core.config.load import load_config, parse_config
+from agssd_core.console import new_app, progress_bar, say
+from agssd_core.data.catalogue import (
+    Catalogue,
+    Skipped,
+    database,
+    open_catalogue,
+    source_paths,
+    true_path,
+)
+from agssd_core.data.grouping import Selection
+from agssd_core.data.index import index_folders
+from agssd_core.data.prepare import prepare_site
+from agssd_core.errors import CatalogueError
+from client.run import run_site
+
+app = new_app("Index, prepare and train on the scans of one hospital. No scan leaves it.")
+
+SiteArgument = Annotated[Path, typer.Argument(help="The site's folder.", show_default=False)]
+JsonOption = Annotated[bool, typer.Option("--json", help="Answer in JSON, for scripts.")]
+
+
+@app.command()
+def index(
+    folders: Annotated[list[Path], typer.Argument(help="Folders to search.", show_default=False)],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The site's folder, made if new.")],
+    modality: Annotated[
+        Literal["CT", "MR"] | None,
+        typer.Option(help="Modality of NIfTI files that do not say it."),
+    ] = None,
+    only: Annotated[
+        Literal["CT", "MR"] | None, typer.Option(help="Take in this modality alone.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Make or update the catalogue of a site from folders of DICOM series and NIfTI files.
+
+    Example: agssd-site index /pacs/export /research/nifti --out site
+    """
+    with progress_bar("Indexing") as advance:
+        report = index_folders(
+            out,
+            folders,
+            progress=advance,
+            assume_modality=modality,
+            selection=Selection(modalities=(only,) if only else ()),
+        )
+    if as_json:
+        say(json.dumps({**_public(asdict(report)), "volumes": report.volumes}))
+        return
+    say(
+        f"{report.volumes} volume(s) of {report.patients} patient(s): {report.added} new or "
+        f"changed, {report.unchanged} unchanged, {report.removed} gone, {report.left_out} not "
+        f"wanted; {report.ignored} other file(s) ignored."
+    )
+    _list_skipped(report.skipped, site=out)
+
+
+@app.command()
+def prepare(
+    site: SiteArgument,
+    config: Annotated[
+        Path | None, typer.Option("--config", "-c", help="Configuration of the run.")
+    ] = None,
+    override: Annotated[
+        list[str] | None, typer.Option("--set", help="KEY=VALUE laid over the configuration.")
+    ] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Processes.")] = 2,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Compare checksums and redo damaged volumes.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Fill the cache that training reads from. Volumes that are ready are not done again.
+
+    Example: agssd-site prepare site --config configs/simulation.yaml --workers 4
+    """
+    given = override or ()
+    run = load_config(config, given) if config else parse_config({}, given)
+    with progress_bar("Preparing") as advance:
+        report = prepare_site(site, run.data, workers=workers, progress=advance, verify=verify)
+    if as_json:
+        say(json.dumps({**_public(asdict(report)), "ready": report.ready}))
+        return
+    say(
+        f"{report.ready} volume(s) ready: {report.prepared} prepared now, {report.unchanged} "
+        f"before; {len(report.skipped)} skipped."
+    )
+    _list_skipped(report.skipped, site=site)
+    if not report.ready:
+        raise CatalogueError(
+            "no volume is ready, at least one is needed for training. Mend what is listed above, "
+            "or index other folders."
+        )
+
+
+@app.command()
+def skipped(
+    site: SiteArgument,
+    paths: Annotated[
+        bool, typer.Option("--paths", help="Show the files' paths. They may name patients.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """List what the catalogue left out, and why.
+
+    Example: agssd-site skipped site --paths
+    """
+    catalogue = open_catalogue(site)
+    items = [*catalogue.skipped, *_refusals(site, catalogue)]
+    if as_json:
+        rows = [asdict(item) for item in items]
+        say(json.dumps(rows if paths else [_public(row) for row in rows]))
+        return
+    for item in items:
+        say(f"{item.reference}  {item.reason}")
+        for path in item.paths if paths else ():
+            say(f"    {_printable(path)}")
+    say(f"{len(items)} item(s) left out.")
+
+
+@app.command()
+def show(site: SiteArgument, as_json: JsonOption = False) -> None:
+    """Show the volumes of a site under their pseudonyms.
+
+    Example: agssd-site show site --json
+    """
+    catalogue = open_catalogue(site)
+    if as_json:
+        say(json.dumps([asdict(record) for record in catalogue.records]))
+        return
+    for record in catalogue.records:
+        size = "x".join(str(side) for side in record.shape)
+        spacing = "x".join(f"{side:.2f}" for side in record.spacing_mm)
+        say(
+            f"{record.volume}  patient {record.patient}  {record.modality}  {record.vendor}  "
+            f"{size} voxels of {spacing} mm"
+        )
+    say(f"{len(catalogue.records)} volume(s) of {catalogue.patient_count} patient(s).")
+
+
+@app.command()
+def run(
+    site: SiteArgument,
+    server: Annotated[str, typer.Option("--server", help="127.0.0.1:PORT of the server.")],
+    name: Annotated[str, typer.Option(help="Enrolled name; the folder's by default.")] = "",
+) -> None:
+    """Answer a server's orders until interrupted. Scans stay; weights and metrics go.
+
+    Example: agssd-site run site --server 127.0.0.1:9092
+    """
+    run_site(site, server=server, name=name, say=say)
+
+
+@app.command()
+def export(
+    place: Annotated[
+        Path,
+        typer.Argument(help="The site's folder, or a delivered checkpoint's.", show_default=False),
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="File to write.")],
+    of_run: Annotated[str, typer.Option("--run", help="Which, when the site has several.")] = "",
+    network: Annotated[Literal["teacher", "student"], typer.Option(help="Which.")] = "teacher",
+    form: Annotated[
+        Literal["monai-vit", "monai-unetr", "safetensors"],
+        typer.Option("--format", help="Names and shapes of the file's arrays."),
+    ] = "monai-vit",
+) -> None:
+    """Take an encoder out of the newest round here, or of a checkpoint that was delivered.
+
+    Example: agssd-site export site --format monai-vit --out encoder.safetensors
+    """
+    from client.exporting import export_held
+
+    number = export_held(place, out, run=of_run, network=network, form=form)
+    say(f"{out}: {network} of round {number} as {form}")
+
+
+def main() -> None:
+    """Entry point of ``agssd-site``."""
+    app()
+
+
+def _refusals(site: Path, catalogue: Catalogue) -> list[Skipped]:
+    """Volumes of the catalogue, as they are now, that could not be prepared."""
+    current = {(record.volume, record.fingerprint) for record in catalogue.records}
+    with database(site, write=False) as table:
+        return [
+            Skipped(volume, reason, tuple(true_path(p) for p in source_paths(table, volume)))
+            for (volume, _, fingerprint), reason in sorted(catalogue.refused.items())
+            if (volume, fingerprint) in current
+        ]
+
+
+def _printable(path: str) -> str:
+    """A path on one line, with an escape for what a terminal cannot or should not print."""
+    shown = path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in shown)
+
+
+def _list_skipped(items: Sequence[Skipped], *, site: Path) -> None:
+    """One line for each reason; the single items stand in ``agssd-site skipped``."""
+    by_reason: dict[str, list[str]] = defaultdict(list)
+    for item in items:
+        by_reason[item.reason].append(item.reference)
+    for reason, references in by_reason.items():
+        shown = ", ".join(references[:3]) + (", ..." if len(references) > 3 else "")
+        say(f"skipped {len(references)} ({shown}): {reason}")
+    if items:
+        say(f"`agssd-site skipped {site} --paths` shows which files these are.")
+
+
+def _public(row: dict[str, object]) -> dict[str, object]:
+    """Drop the paths from what is printed."""
+    inner = row.get("skipped")
+    if isinstance(inner, (list, tuple)):
+        return {**row, "skipped": [_public(item) for item in inner]}
+    return {name: value for name, value in row.items() if name != "paths"}

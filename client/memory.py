@@ -1,0 +1,155 @@
+"""What a site keeps of a run between rounds, on its own disk.
+
+``SITE/federation/RUN/round-0003/`` holds the training state after round 3, the arrays that stay
+at the site, and the reply. The reply's header is written last and makes the folder whole: a
+process killed before that leaves the folder of the round before as the newest, and the round is
+trained again to the same bits.
+"""
+
+import fcntl
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from agssd_core.errors import AgssdError, CheckpointError, OrderRefusedError
+from agssd_core.protocol import SiteUpdate, UpdateHeader
+from agssd_core.weights import Weights, load_weights, save_weights, weights_digest, write_text
+
+_REPLY, _REPLY_ARRAYS, _LOCAL = "reply.json", "reply.safetensors", "local.safetensors"
+_CONFIG = "config.json"
+_RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+
+
+@dataclass(frozen=True)
+class LastRound:
+    """The newest round that a site finished.
+
+    Attributes:
+        first_divergence: FedEMA's d_k of the first round after one taken part in; 0 is unknown.
+    """
+
+    round: int
+    plan_hash: str
+    base_digest: str
+    first_divergence: float
+
+
+@dataclass(frozen=True)
+class RunMemory:
+    """One run's folder at a site."""
+
+    folder: Path
+
+    @classmethod
+    def of(cls, site_folder: Path, run: str) -> "RunMemory":
+        """The folder of a run.
+
+        Raises:
+            OrderRefusedError: the run's id could not be a folder's name.
+        """
+        if not _RUN_NAME.fullmatch(run):
+            message = "the order's run id holds other characters than letters, digits, - and _."
+            raise OrderRefusedError(message, reason="protocol")
+        return cls(site_folder / "federation" / run)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Wait until no other process trains this run here (an orphan of a killed node may)."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / "lock").open("w") as stream:
+            fcntl.flock(stream, fcntl.LOCK_EX)
+            yield
+
+    def round_folder(self, number: int) -> Path:
+        """Where a round is kept."""
+        return self.folder / f"round-{number:04d}"
+
+    def state_folder(self, number: int) -> Path:
+        """Where the trainer's state after a round is kept."""
+        return self.round_folder(number) / "state"
+
+    def last(self) -> LastRound | None:
+        """The newest whole round; a damaged one counts as lost."""
+        for folder in sorted(self.folder.glob("round-*"), reverse=True):
+            found = self._read(folder)
+            if found is not None:
+                return found[0]
+        return None
+
+    def reply(self, number: int, *, plan_hash: str, base_digest: str) -> SiteUpdate | None:
+        """The saved reply to an order for this round, plan and base, if it is whole."""
+        folder = self.round_folder(number)
+        found = self._read(folder)
+        if found is None or (found[0].plan_hash, found[0].base_digest) != (plan_hash, base_digest):
+            return None
+        header = found[1]
+        try:
+            weights = load_weights(folder / _REPLY_ARRAYS)
+        except AgssdError:
+            return None
+        return SiteUpdate(header, weights) if _digest_fits(header, weights) else None
+
+    def local(self, number: int) -> Weights:
+        """Arrays that stayed at the site after a round, with those of its reply.
+
+        Raises:
+            WeightsError: a file is missing or damaged.
+        """
+        folder = self.round_folder(number)
+        kept = load_weights(folder / _LOCAL) if (folder / _LOCAL).is_file() else {}
+        return {**load_weights(folder / _REPLY_ARRAYS), **kept}
+
+    def config(self) -> str | None:
+        """Canonical JSON of the configuration that the newest round was trained with."""
+        file = self.folder / _CONFIG
+        return file.read_text(encoding="utf-8") if file.is_file() else None
+
+    def keep_config(self, text: str) -> None:
+        """Remember the configuration of the round that is about to be saved."""
+        if self.config() != text:
+            write_text(self.folder / _CONFIG, text)
+
+    def begin(self, number: int) -> None:
+        """Clear what a killed process left of this round."""
+        shutil.rmtree(self.round_folder(number), ignore_errors=True)
+
+    def commit(self, last: LastRound, update: SiteUpdate, local: Weights) -> None:
+        """Make a round whole, then drop the rounds before it.
+
+        Raises:
+            CheckpointError: the disk is full; the round before is still whole.
+        """
+        folder = self.round_folder(last.round)
+        content = {"last": asdict(last), "header": asdict(update.header)}
+        try:
+            save_weights(folder / _REPLY_ARRAYS, update.weights)
+            if local:
+                save_weights(folder / _LOCAL, local)
+            write_text(folder / _REPLY, json.dumps(content, indent=1, sort_keys=True))
+        except (OSError, AgssdError) as error:
+            raise CheckpointError(
+                f"the round could not be saved at the site ({type(error).__name__}). Free disk "
+                "space; the round before is untouched and this one can be ordered again."
+            ) from None
+        for other in self.folder.glob("round-*"):
+            if other != folder:
+                shutil.rmtree(other, ignore_errors=True)
+
+    def _read(self, folder: Path) -> tuple[LastRound, UpdateHeader] | None:
+        file = folder / _REPLY
+        if not file.is_file():
+            return None
+        try:
+            content = json.loads(file.read_text(encoding="utf-8"))
+            header = UpdateHeader.from_dict(content["header"])
+            return LastRound(**content["last"]), header
+        except (ValueError, KeyError, TypeError, AgssdError):
+            return None
+
+
+def _digest_fits(header: UpdateHeader, weights: Weights) -> bool:
+    return weights_digest(weights) == header.weights_digest

@@ -1,0 +1,286 @@
+"""One site: answers orders by training, and remembers what it answered."""
+
+import hashlib
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Protocol
+
+from agssd_core.config import RunConfig, config_from_json, dump_config
+from agssd_core.config.node import name_problem
+from agssd_core.errors import CollapseError, ConfigError, OrderRefusedError, ProtocolError
+from agssd_core.protocol import PROTOCOL_VERSION, RoundOrder, SiteHello, SiteQuery, SiteUpdate
+from agssd_core.training.checkpoint import StateStamp
+from agssd_core.weights import Weights, group, schema_of, weights_digest
+from client.memory import LastRound, RunMemory
+from client.outbound import leaving, release
+from client.start import Start, start_of_round
+
+log = logging.getLogger(__name__)
+
+COHORTS = ("ct-mr",)
+
+
+class Trainer(Protocol):
+    """Trains at one site; ``agssd_core.training.site_round.SiteTrainer`` is the real one."""
+
+    def load(self, weights: Weights) -> None:
+        """Take student, teacher and state; optimiser and monitor stay as they are."""
+
+    def shared_weights(self) -> Weights:
+        """Copies of student, teacher and state."""
+        ...
+
+    def train_steps(self, first_step: int, steps: int, total_steps: int) -> dict[str, float]:
+        """Take exactly ``steps`` optimiser steps; finite metrics."""
+        ...
+
+    def save_state(self, folder: Path, stamp: StateStamp) -> None:
+        """Write optimiser, monitor window and counters."""
+
+    def load_state(self, folder: Path, stamp: StateStamp) -> bool:
+        """Read them back; False, and a warm-up again, when they are lost."""
+        ...
+
+
+@dataclass(frozen=True)
+class SiteFacts:
+    """What a site has, from its catalogue."""
+
+    patient_count: int
+    volume_count: int
+
+
+class Workbench(Protocol):
+    """How a site opens its catalogue and its trainer."""
+
+    def facts(self, folder: Path) -> SiteFacts:
+        """Read the catalogue's counts."""
+        ...
+
+    def trainer(self, folder: Path, config: RunConfig, *, site: str) -> Trainer:
+        """Open the prepared volumes and build model and optimiser."""
+        ...
+
+
+@dataclass
+class _Warm:
+    """A trainer kept between rounds, and what it is fit for."""
+
+    trainer: Trainer
+    run: str
+    plan_hash: str
+    round: int
+
+
+@dataclass
+class Site:
+    """A site's folder and enrolled name, and its trainer while the process lives."""
+
+    folder: Path
+    name: str
+    workbench: Workbench
+    _warm: _Warm | None = field(default=None, repr=False)
+
+    def hello(self, query: SiteQuery) -> SiteHello:
+        """Say who we are.
+
+        Raises:
+            OrderRefusedError: another protocol version or cohort.
+        """
+        _require_known(query.protocol, query.cohort)
+        facts = self.workbench.facts(self.folder)
+        return SiteHello(
+            protocol=PROTOCOL_VERSION,
+            site=self.name,
+            cohort=query.cohort,
+            patient_count=facts.patient_count,
+            volume_count=facts.volume_count,
+            software=version("agssd-federation"),
+        )
+
+    def train_round(self, order: RoundOrder, weights: Weights) -> SiteUpdate:
+        """Train the ordered steps and save the reply before giving it out.
+
+        A repeated order for the same round, plan and base is answered from disk under the new
+        order's nonce, without training.
+
+        Raises:
+            OrderRefusedError: the order does not fit the plan, its weights are damaged, or the
+                targets collapsed and the plan says ``monitor.stop_on_collapse``.
+        """
+        config = _checked(order, weights)
+        plan_hash = _plan_hash(config)
+        memory = RunMemory.of(self.folder, order.run)
+        with memory.locked():
+            saved = memory.reply(order.round, plan_hash=plan_hash, base_digest=order.base_digest)
+            if saved is not None:
+                log.info("round %d: answered again from disk", order.round)
+                return replace(saved, header=replace(saved.header, nonce=order.nonce))
+            try:
+                return self._train(order, weights, config=config, memory=memory, plan=plan_hash)
+            except BaseException as error:
+                self._warm = None  # half-trained; the next order starts from disk
+                if isinstance(error, CollapseError):
+                    raise OrderRefusedError(str(error), reason="collapsed") from None
+                raise
+
+    def _train(
+        self,
+        order: RoundOrder,
+        weights: Weights,
+        *,
+        config: RunConfig,
+        memory: RunMemory,
+        plan: str,
+    ) -> SiteUpdate:
+        facts, merge = self.workbench.facts(self.folder), config.federation.merge
+        last = memory.last()
+        present = last is not None and last.plan_hash == plan and last.round == order.round - 1
+        keeps = merge.teacher_rule == "local" or merge.student == "fedema"
+        own = memory.local(order.round - 1) if present and keeps else None
+        first = last.first_divergence if last is not None and last.plan_hash == plan else 0.0
+        start = start_of_round(weights, merge, own=own, first_divergence=first)
+        trainer = self._trainer(order, start, config=config, memory=memory, last=last, plan=plan)
+        metrics = trainer.train_steps(order.first_step, order.steps, order.total_steps)
+        trained = trainer.shared_weights()
+        up = leaving(trained, merge)
+        update = release(
+            up,
+            order=order,
+            schema=schema_of(leaving(weights, merge)),
+            site=self.name,
+            patient_count=facts.patient_count,
+            metrics=metrics | _mixing_metrics(start, merge.student),
+        )
+        memory.begin(order.round)
+        memory.keep_config(order.config)
+        trainer.save_state(
+            memory.state_folder(order.round), StateStamp(order.run, order.round, plan)
+        )
+        kept = group(trained, "teacher") if merge.teacher_rule == "local" else {}
+        done = LastRound(order.round, plan, order.base_digest, start.first_divergence)
+        memory.commit(done, update, kept)
+        self._warm = _Warm(trainer, order.run, plan, order.round)
+        return update
+
+    def _trainer(
+        self,
+        order: RoundOrder,
+        start: Start,
+        *,
+        config: RunConfig,
+        memory: RunMemory,
+        last: LastRound | None,
+        plan: str,
+    ) -> Trainer:
+        """The warm trainer when it is the one that the disk remembers, else one from disk."""
+        warm, self._warm = self._warm, None
+        before = last.round if last is not None and last.round < order.round else None
+        if warm is not None and (warm.run, warm.plan_hash, warm.round) == (order.run, plan, before):
+            warm.trainer.load(start.weights)
+            return warm.trainer
+        trainer = self.workbench.trainer(self.folder, config, site=self.name)
+        trainer.load(start.weights)
+        if before is not None:
+            # Lost or of another plan: the trainer warms up again and its metrics say so.
+            stamp = StateStamp(order.run, before, plan)
+            trainer.load_state(memory.state_folder(before), stamp)
+            # Again, because a state brings a local teacher, which is stale after a missed round.
+            trainer.load(start.weights)
+        return trainer
+
+
+_OPEN: dict[tuple[Path, str, int], Site] = {}
+
+
+def open_site(folder: Path, name: str, workbench: Workbench) -> Site:
+    """The site of a folder; within a process always the same one, so its trainer stays warm."""
+    key = (folder.resolve(), name, id(workbench))
+    if key not in _OPEN:
+        _OPEN[key] = Site(key[0], name, workbench)
+    return _OPEN[key]
+
+
+def close_sites() -> None:
+    """Forget all open sites and their warm trainers; what is on disk stays."""
+    _OPEN.clear()
+
+
+def _plan_hash(config: RunConfig) -> str:
+    """Digest of what decides the bits of a site's training, for stamps.
+
+    Training itself gets the order's configuration. ``stop_on_collapse`` decides whether an
+    update leaves, not what it holds, so a resumed run may turn it on and keeps optimisers.
+    """
+    training = config.training.model_copy(update={"loader_workers": 1})
+    monitor = config.monitor.model_copy(update={"stop_on_collapse": False})
+    plain = config.model_copy(update={"training": training, "monitor": monitor})
+    return hashlib.sha256(dump_config(plain).encode()).hexdigest()
+
+
+def _mixing_metrics(start: Start, rule: str) -> dict[str, float]:
+    if rule != "fedema":
+        return {}
+    return {"fedema_mixing": start.mixing, "fedema_divergence": start.divergence}
+
+
+def _require_known(protocol: int, cohort: str) -> None:
+    if protocol != PROTOCOL_VERSION:
+        raise OrderRefusedError(
+            f"the server speaks protocol {protocol}, this site {PROTOCOL_VERSION}. Install the "
+            "same version on both sides.",
+            reason="protocol",
+        )
+    if cohort not in COHORTS:
+        raise OrderRefusedError("the site does not belong to this cohort.", reason="cohort")
+
+
+def _checked(order: RoundOrder, weights: Weights) -> RunConfig:
+    """Hold an order against its own plan; nothing is trained that the plan does not say."""
+    _require_known(order.protocol, order.cohort)
+    try:
+        config = config_from_json(order.config)
+    except (ConfigError, ProtocolError):
+        message = "the order's configuration is not valid here. Use the same version."
+        raise OrderRefusedError(message, reason="plan") from None
+    plan = config.federation
+    fits = (
+        plan.cohort == order.cohort
+        and 0 <= order.round < plan.rounds
+        and order.steps == plan.steps_per_round
+        and order.total_steps == plan.total_steps
+        and order.first_step == order.round * order.steps
+    )
+    if not fits:
+        message = "the order's steps are not those of its own plan. Send the plan's steps."
+        raise OrderRefusedError(message, reason="plan")
+    if weights_digest(weights) != order.base_digest:
+        message = "the order's weights were damaged on the way. Send the order again."
+        raise OrderRefusedError(message, reason="base")
+    return config
+
+
+def named_site(node_config: Mapping[str, object], *, workbench: Workbench) -> Site:
+    """Open the site that the node's own configuration names; never one that an order names.
+
+    Args:
+        node_config: ``site`` is the folder, ``name`` the enrolled name (the folder's by default).
+        workbench: how catalogue and trainer are opened.
+
+    Raises:
+        OrderRefusedError: the node was started without a site, or with a name that is none.
+    """
+    folder = node_config.get("site")
+    if not isinstance(folder, str) or not folder:
+        message = "the node was started without a site. Use `agssd-site run SITE --server ...`."
+        raise OrderRefusedError(message, reason="site")
+    name = str(node_config.get("name") or Path(folder).name)
+    if problem := name_problem(name):
+        raise OrderRefusedError(f"{problem} Use `--name`.", reason="site")
+    return open_site(Path(folder), name, workbench)
+
+
+SiteOpener = Callable[[Mapping[str, object]], Site]
