@@ -1,0 +1,1 @@
+"""The coordinator; cannot open an image."""

@@ -1,0 +1,28 @@
+"""Which rounds a site took, which it missed, and what to do about refused updates."""
+
+from server.run_record import RunRecord, SiteRecord
+
+_ABSENT = ("late", "lost", "missed", "no-reply", "timeout")
+REFUSAL_REMEDY = {
+    "non-finite": "Lower training.optimiser.learning_rate, or train with precision = fp32.",
+    "norm": "Look at that site's curves first; raise federation.max_update_norm only if they "
+    "look like those of the others.",
+    "magnitude": "Look at that site's curves; its training has probably diverged.",
+    "weight": "Compare the site's patient count with its enrolment.",
+    "size": "Check that the site builds the same model.",
+    "declined-collapsed": "Its targets collapsed and it kept the update. Look at its curves: raise "
+    "the batch size or lower the EMA momentum, and keep the teacher's temperature at 0.04.",
+    "digest": "The upload was damaged; check the network path and the site's disk.",
+}
+
+
+def expected_absence(reason: str) -> bool:
+    """Whether a refusal row stands for a reply that never came or came too late."""
+    return any(word in reason.lower() for word in _ABSENT)
+
+
+def missed_rounds(run: RunRecord, site: SiteRecord) -> int:
+    """Closed rounds with neither an update nor a refusal of content from this site."""
+    taken = {row.round for row in site.rows}
+    refused = {row.round for row in site.refusals if not expected_absence(row.reason)}
+    return len({row.round for row in run.merges} - taken - refused)

@@ -1,0 +1,103 @@
+"""``agssd-server``: the coordinator's commands."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from agssd_core.config import load_config
+from agssd_core.console import new_app, say
+from agssd_core.errors import ConfigError
+from server.outcome import RoundOutcome, outcomes_of
+from server.report import write_server_report
+from server.run_record import METRICS_FILE
+from server.serve import serve_on_loopback
+from server.store import RunStore
+
+app = new_app("Coordinate a federation. The server never sees an image.")
+
+ConfigArgument = Annotated[Path, typer.Argument(help="Configuration of the run.")]
+OverridesArgument = Annotated[
+    list[str] | None, typer.Argument(help="KEY=VALUE laid over the configuration.")
+]
+
+
+@app.command()
+def serve(
+    config: ConfigArgument,
+    overrides: OverridesArgument = None,
+    loopback: Annotated[
+        bool, typer.Option("--loopback", help="Listen on 127.0.0.1 only, without certificates.")
+    ] = False,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free port.")] = 0,
+) -> None:
+    """Run the rounds with sites that connect to this machine; the same command resumes.
+
+    Example: agssd-server serve configs/simulation.yaml --loopback --port 9092
+    """
+    if not loopback:
+        raise ConfigError(
+            "this version serves 127.0.0.1 only, because it has no certificates. Add --loopback."
+        )
+    settings = load_config(config, overrides or ())
+    serve_on_loopback(settings, port=port, say=say, on_round=_say_round)
+
+
+@app.command()
+def check(config: ConfigArgument, overrides: OverridesArgument = None) -> None:
+    """Validate a configuration without running it; every fault is reported.
+
+    Example: agssd-server check configs/simulation.yaml federation.rounds=50
+    """
+    load_config(config, overrides or ())
+    say(f"{config}: valid")
+
+
+@app.command()
+def rounds(
+    run: Annotated[Path, typer.Argument(help="The run's folder.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Answer in JSON.")] = False,
+) -> None:
+    """List the rounds of a run: who was merged, who was refused and why.
+
+    Example: agssd-server rounds runs/demo
+    """
+    _require_rounds(run)
+    store = RunStore(run)
+    found = outcomes_of(store.metrics.rows(), rounds=0, first=0)
+    for outcome in found:
+        if as_json:
+            row = {"round": outcome.round, "merged": outcome.merged, "sites": outcome.sites}
+            say(json.dumps({**row, "refusals": dict(outcome.refusals)}))
+        else:
+            _say_round(outcome)
+
+
+@app.command()
+def report(run: Annotated[Path, typer.Argument(help="The run's folder.")]) -> None:
+    """Write report.html of a run as it stands; `serve` does so after every round.
+
+    Curves, sites and verdicts without pictures: a server holds no image.
+
+    Example: agssd-server report runs/demo
+    """
+    _require_rounds(run)
+    say(str(write_server_report(run)))
+
+
+def main() -> None:
+    """Entry point of ``agssd-server``."""
+    app()
+
+
+def _require_rounds(run: Path) -> None:
+    if not (run / METRICS_FILE).is_file():
+        raise ConfigError(f"{run} holds no run with closed rounds. Name a folder under runs/.")
+
+
+def _say_round(outcome: RoundOutcome) -> None:
+    what = "merged" if outcome.merged else "weights unchanged"
+    refused = "".join(f"; {site}: {why}" for site, why in sorted(outcome.refusals.items()))
+    sites = ", ".join(outcome.sites) or "no site"
+    say(f"round {outcome.round}: {what} ({sites}{refused}) in {outcome.seconds:.1f} s")

@@ -1,0 +1,161 @@
+"""Who is there: asking nodes for their site, and remembering who was enrolled with what."""
+
+import json
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from agssd_core.config import FederationConfig
+from agssd_core.errors import AgssdError, CheckpointError
+from agssd_core.protocol import PROTOCOL_VERSION, SiteHello, SiteQuery
+from agssd_core.weights import write_text
+from server import wire
+from server.collect import Exchange, Puller, push
+
+log = logging.getLogger(__name__)
+
+ENROLMENT_FILE = "enrolment.json"
+HELLO_TTL_S = 600.0
+GRACE_S = 30.0
+MAX_HELLO_BYTES = 1 << 16
+
+
+@dataclass(frozen=True)
+class Enrolled:
+    """What a site was first known with; merging counts it by this, not by later claims."""
+
+    patient_count: int
+    volume_count: int
+
+
+@dataclass
+class Enrolment:
+    """Sites of a run and their counts, on disk beside the checkpoints."""
+
+    folder: Path
+    sites: dict[str, Enrolled] = field(default_factory=dict)
+
+    @classmethod
+    def open(cls, folder: Path) -> "Enrolment":
+        """Read the run's enrolment, empty at first.
+
+        Raises:
+            CheckpointError: the file is damaged.
+        """
+        file = folder / ENROLMENT_FILE
+        if not file.is_file():
+            return cls(folder)
+        try:
+            content = json.loads(file.read_text(encoding="utf-8"))
+            return cls(folder, {name: Enrolled(**counts) for name, counts in content.items()})
+        except (ValueError, TypeError, AttributeError):
+            raise CheckpointError(
+                "the run's enrolment file is damaged. Restore it from a copy of the run folder, "
+                "or remove it to enrol the sites again with today's counts."
+            ) from None
+
+    def admit(self, hello: SiteHello) -> None:
+        """Enrol a site that is not known yet."""
+        if hello.site in self.sites:
+            return
+        self.sites[hello.site] = Enrolled(hello.patient_count, hello.volume_count)
+        rows = {name: asdict(counts) for name, counts in sorted(self.sites.items())}
+        write_text(self.folder / ENROLMENT_FILE, json.dumps(rows, indent=1) + "\n")
+
+    def patient_counts(self) -> dict[str, int]:
+        """Site -> patients at enrolment."""
+        return {name: counts.patient_count for name, counts in self.sites.items()}
+
+
+@dataclass
+class SiteBook:
+    """Node ids of the sites that are connected now."""
+
+    grid: Exchange
+    puller: Puller
+    federation: FederationConfig
+    enrolment: Enrolment
+    clock: Callable[[], float]
+    sleep: Callable[[float], None]
+    nodes: dict[str, int] = field(default_factory=dict)
+    _answered: set[int] = field(default_factory=set)
+    _asked: dict[str, tuple[int, float]] = field(default_factory=dict)
+
+    def refresh(self, *, wanted: int) -> Mapping[str, int]:
+        """Ask new nodes who they are, waiting until ``wanted`` sites are known or time is over.
+
+        A node that does not answer holds a round up for ``GRACE_S`` once, not every time.
+
+        Returns:
+            Site name -> node id. Of two nodes that give one name the first to answer is taken.
+        """
+        deadline = self.clock() + self.federation.discovery_timeout_s
+        self._answered = set(self.nodes.values())  # those that answered badly are asked again
+        while True:
+            self._ask_new(self._online())
+            self._read_answers()
+            now = self.clock()
+            young = any(now - asked < GRACE_S for _, asked in self._asked.values())
+            if (len(self.nodes) >= wanted and not young) or now >= deadline:
+                return self.nodes
+            self.sleep(min(self.federation.poll_s, 1.0, max(deadline - now, 0.0)))
+
+    def _online(self) -> set[int]:
+        try:
+            online = set(self.grid.get_node_ids())
+        except Exception as error:  # noqa: BLE001 - a fault of the connection; asked again
+            log.warning("nodes could not be listed (%s)", type(error).__name__)
+            return self._answered | {node for node, _ in self._asked.values()}
+        self.nodes = {name: node for name, node in self.nodes.items() if node in online}
+        self._answered &= online
+        return online
+
+    def _ask_new(self, online: set[int]) -> None:
+        now = self.clock()
+        self._asked = {
+            identifier: (node, asked)
+            for identifier, (node, asked) in self._asked.items()
+            if node in online and now - asked < HELLO_TTL_S
+        }
+        waiting = {node for node, _ in self._asked.values()}
+        query = SiteQuery(PROTOCOL_VERSION, self.federation.cohort)
+        for node in sorted(online - self._answered - waiting):
+            message = wire.encode_query(query, node=node, ttl_s=HELLO_TTL_S)
+            identifier = push(self.grid, message)
+            if identifier is not None:
+                self._asked[identifier] = (node, now)
+
+    def _read_answers(self) -> None:
+        for identifier, (node, _) in sorted(self._asked.items(), key=lambda item: item[1]):
+            reply = self.puller.poll(identifier)
+            if reply is None:
+                continue
+            del self._asked[identifier]
+            self._answered.add(node)
+            hello = self._hello(reply)
+            if hello is not None:
+                self._enter(node, hello)
+
+    def _hello(self, reply: object) -> SiteHello | None:
+        try:
+            hello = wire.decode_reply(reply, max_bytes=MAX_HELLO_BYTES)  # type: ignore[arg-type]
+        except AgssdError as error:
+            log.warning("a node did not say who it is: %s", error)
+            return None
+        if isinstance(hello, wire.Fault):
+            log.warning("a node could not say who it is: %s", hello.text)
+        if not isinstance(hello, SiteHello):
+            return None
+        fits = hello.protocol == PROTOCOL_VERSION and hello.cohort == self.federation.cohort
+        if not fits or hello.patient_count < 1:
+            log.warning("site %r is of another cohort or version, or is empty", hello.site)
+            return None
+        return hello
+
+    def _enter(self, node: int, hello: SiteHello) -> None:
+        if hello.site in self.nodes:
+            log.warning("two nodes call themselves %r; the later one is left out", hello.site)
+            return
+        self.nodes[hello.site] = node
+        self.enrolment.admit(hello)

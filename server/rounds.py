@@ -1,0 +1,225 @@
+"""The rounds of a run: discover, sample, order, collect, admit, merge, save.
+
+Every source of time is an argument, and everything random comes from (seed, round, cohort), so
+two runs agree bit for bit and a killed run ends with the weights of one that was not.
+"""
+
+import hashlib
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from agssd_core.config import (
+    FederationConfig,
+    RunConfig,
+    SimulationConfig,
+    TrackingConfig,
+    dump_config,
+)
+from agssd_core.errors import CheckpointError, RoundError
+from server.collect import Exchange, InlinePuller, Puller, ThreadedPuller
+from server.discovery import Enrolment, SiteBook
+from server.exchange import RoundExchange
+from server.late import LateReplies, clear_late, take_late
+from server.loop import RoundLoop
+from server.manifest import Checkpoint, RoundRecord
+from server.merge import MergeResult, MergeState, merge_round, site_weights
+from server.outcome import RoundOutcome, round_rows
+from server.spool import RoundSpool
+from server.store import RunStore
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """How a run ended."""
+
+    run: str
+    rounds: int
+    merged_rounds: int
+    weights_digest: str
+
+
+def run_rounds(
+    grid: Exchange,
+    config: RunConfig,
+    store: RunStore,
+    *,
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
+    threads: bool = True,
+    on_round: Callable[[RoundOutcome], None] | None = None,
+) -> RunSummary:
+    """Run all rounds that the newest checkpoint does not hold yet.
+
+    Args:
+        grid: Flower's, or the in-process one.
+        config: the whole configuration of the run.
+        store: the run's folder, with at least the round-0 checkpoint.
+        clock: seconds, rising; with ``sleep`` the only source of time.
+        sleep: waits a number of seconds of that clock.
+        threads: pull each message in its own thread; False for grids that answer at once.
+        on_round: told of every closed round.
+
+    Raises:
+        CheckpointError: the run has no checkpoint, or was started with another configuration.
+    """
+    with store.writing():
+        checkpoint = store.resume(dump_config(config))
+        if checkpoint is None:
+            raise CheckpointError(
+                "the run has no round-0 checkpoint. Write one with `agssd-sim init CONFIG`."
+            )
+        puller: Puller = ThreadedPuller(grid, clock) if threads else InlinePuller(grid)
+        enrolment = Enrolment.open(store.folder)
+        book = SiteBook(grid, puller, config.federation, enrolment, clock, sleep)
+        loop = RoundLoop(config, store, grid, puller, book, clock, sleep)
+        wanted = max(config.federation.expected_sites, config.federation.min_sites)
+        for number in range(checkpoint.round, config.federation.rounds):
+            outcome = _run_round(loop, checkpoint, wanted=wanted)
+            checkpoint = store.load(number + 1)
+            wanted = config.federation.min_sites
+            if on_round is not None:
+                on_round(outcome)
+        merges = [row for row in store.metrics.rows() if row.get("kind") == "merge"]
+    return RunSummary(
+        run=checkpoint.manifest.run,
+        rounds=checkpoint.round,
+        merged_rounds=sum(int(row["metrics"].get("merged", 0)) for row in merges),
+        weights_digest=checkpoint.manifest.weights_digest,
+    )
+
+
+def site_config(config: RunConfig) -> RunConfig:
+    """The part of a configuration that a site trains with; where it runs is none of its concern.
+
+    Settings of time are left out as well: a run that resumes with a longer deadline keeps its
+    sites' optimisers.
+    """
+    timing = ("deadline_s", "poll_s", "discovery_timeout_s", "keep")
+    defaults = FederationConfig()
+    federation = {name: getattr(defaults, name) for name in timing}
+    plain = {
+        "federation": config.federation.model_copy(update=federation),
+        "name": "run",
+        "output": "runs",
+        "simulation": SimulationConfig(),
+        "tracking": TrackingConfig(),
+    }
+    return config.model_copy(update=plain)
+
+
+def sample_sites(
+    names: Mapping[str, int], federation: FederationConfig, *, seed: int, number: int
+) -> tuple[str, ...]:
+    """Draw a round's sites from sorted names, by a generator seeded by (seed, round, cohort)."""
+    ordered = sorted(names)
+    wanted = federation.sites_per_round or len(ordered)
+    if wanted >= len(ordered):
+        return tuple(ordered)
+    text = f"sample/{seed}/{number}/{federation.cohort}"
+    digest = hashlib.sha256(text.encode()).digest()
+    rng = np.random.default_rng(int.from_bytes(digest[:16], "big"))
+    chosen = rng.choice(len(ordered), size=wanted, replace=False)
+    return tuple(ordered[index] for index in sorted(chosen))
+
+
+def _run_round(loop: RoundLoop, base: Checkpoint, *, wanted: int) -> RoundOutcome:
+    federation, began = loop.config.federation, loop.clock()
+    nodes = dict(loop.book.refresh(wanted=wanted))
+    chosen = sample_sites(nodes, federation, seed=loop.config.seed, number=base.round)
+    spool = RoundSpool(loop.store.folder / "spool")
+    exchange = RoundExchange(
+        loop=loop,
+        base=base,
+        spool=spool,
+        config=dump_config(site_config(loop.config)),
+        enrolled=loop.book.enrolment.patient_counts(),
+    )
+    late = LateReplies()
+    take_late(loop, late, rules=exchange.rules, fresh=())
+    exchange.run({name: nodes[name] for name in chosen})
+    take_late(loop, late, rules=exchange.rules, fresh=spool.sites())
+    for site in spool.sites():
+        late.stale.pop(site, None)
+    result = _merge(loop, base, exchange=exchange, late=late)
+    seconds = loop.clock() - began
+    outcome = RoundOutcome(
+        round=base.round,
+        rounds=federation.rounds,
+        merged=result is not None,
+        sites=spool.sites(),
+        refusals=dict(exchange.refusals),
+        metrics={site: spool.header(site).metrics for site in spool.sites()},
+        seconds=seconds,
+    )
+    # Rows first: a kill before the checkpoint leaves rows that the resumed run cuts.
+    for row in round_rows(exchange, late, outcome=outcome, result=result):
+        loop.store.metrics.append(row)
+    _save(loop, base, exchange=exchange, result=result)
+    spool.clear()
+    clear_late(loop.store)
+    log.info("round %d: %d site(s) merged", base.round, len(outcome.sites))
+    return outcome
+
+
+def _merge(
+    loop: RoundLoop, base: Checkpoint, *, exchange: RoundExchange, late: LateReplies
+) -> MergeResult | None:
+    """Merge what was admitted; None leaves the weights as they were."""
+    config, spool = loop.config, exchange.spool
+    federation = config.federation
+    if len(spool.sites()) < federation.min_sites:
+        log.warning(
+            "round %d: %d of %d required sites usable; weights unchanged",
+            base.round,
+            len(spool.sites()),
+            federation.min_sites,
+        )
+        return None
+    sites = [*spool.sites(), *late.stale]
+    shares = site_weights(
+        {site: exchange.enrolled[site] for site in sites},
+        # Every site takes the same number of steps, so weighting by steps is uniform.
+        weighting="patients" if federation.merge.weighting == "patients" else "uniform",
+        cap=federation.merge.max_weight,
+        decay={site: late.factors[site] for site in late.stale},
+    )
+    steps = federation.steps_per_round
+    try:
+        return merge_round(
+            base.weights,
+            spool,
+            merge=federation.merge,
+            shares=shares,
+            ema_product=config.agssd.teacher.momentum_product(
+                base.round * steps, steps, federation.total_steps
+            ),
+            state=MergeState(base.state),
+            stale=late.stale,
+        )
+    except RoundError as error:
+        log.warning("round %d: %s", base.round, error)
+        return None
+
+
+def _save(
+    loop: RoundLoop, base: Checkpoint, *, exchange: RoundExchange, result: MergeResult | None
+) -> None:
+    shares = result.report.get("shares", {}) if result is not None else {}
+    record = RoundRecord(
+        run=base.manifest.run,
+        round=base.round + 1,
+        cohort=loop.config.federation.cohort,
+        config=dump_config(loop.config),
+        sites=tuple(shares),
+        shares={site: float(share) for site, share in shares.items()},
+        extra={"enrolled": dict(sorted(exchange.enrolled.items()))},
+    )
+    weights = base.weights if result is None else result.weights
+    state = base.state if result is None else result.state.arrays
+    loop.store.save_round(record, weights, state=state)

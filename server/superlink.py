@@ -1,0 +1,169 @@
+"""A SuperLink on loopback and one run on it: started, followed and ended by us."""
+
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import tomli_w
+
+from agssd_core.config import RunConfig, dump_config
+from agssd_core.errors import EngineError
+from agssd_core.processes import (
+    LOOPBACK,
+    Child,
+    engine_environment,
+    free_port,
+    require_free_port,
+    wait_until_healthy,
+)
+from agssd_core.weights import write_text
+from server.manifest import require_same_config
+from server.outcome import RoundOutcome, outcomes_of
+from server.store import RunStore
+
+START_TIMEOUT_S = 120.0
+_CONNECTION = "loopback"
+
+
+@dataclass(frozen=True)
+class SuperLink:
+    """A SuperLink that listens on 127.0.0.1.
+
+    Attributes:
+        home: the engine's private folder; removed when the SuperLink ends.
+    """
+
+    port: int
+    home: Path
+    environment: Mapping[str, str]
+    child: Child
+    log_folder: Path
+
+
+@contextmanager
+def superlink(
+    config: RunConfig,
+    log_folder: Path,
+    *,
+    simulation: bool = False,
+    port: int = 0,
+    variables: Mapping[str, str] | None = None,
+) -> Iterator[SuperLink]:
+    """Start a SuperLink without TLS on loopback, and end it with all its children.
+
+    Args:
+        config: gives the thread count of every process.
+        log_folder: where the processes' output goes.
+        simulation: virtual nodes on Ray instead of real SuperNodes.
+        port: 0 takes a free one.
+        variables: further environment of every process of the engine.
+
+    Raises:
+        EngineError: the port is taken, or it did not start.
+    """
+    port = port or free_port()
+    require_free_port(port)
+    home = Path(tempfile.mkdtemp(prefix="agssd-engine-"))
+    environment = engine_environment(home, threads=config.threads) | dict(variables or {})
+    command = ["flower-superlink", "--insecure", "--host", LOOPBACK, "--port", str(port)]
+    command += ["--isolation", "subprocess", "--disable-runtime-dependency-installation"]
+    connection = {"address": f"{LOOPBACK}:{port}", "insecure": True}
+    settings = {"superlink": {"default": _CONNECTION, _CONNECTION: connection}}
+    try:
+        write_text(home / "config.toml", tomli_w.dumps(settings))
+        with Child(
+            [*command, *(["--simulation"] if simulation else [])],
+            environment=environment,
+            log_file=log_folder / "superlink.log",
+        ) as child:
+            wait_until_healthy(port, child, timeout_s=START_TIMEOUT_S)
+            yield SuperLink(port, home, environment, child, log_folder)
+    finally:
+        shutil.rmtree(home, ignore_errors=True)
+
+
+def run_on(
+    link: SuperLink,
+    config: RunConfig,
+    store: RunStore,
+    *,
+    client_app: str = "client.app:app",
+    federation: Mapping[str, int] | None = None,
+    on_round: Callable[[RoundOutcome], None] | None = None,
+) -> None:
+    """Submit the run and follow it to its end.
+
+    Only a few lines of TOML travel as the app: its components are those of the installed
+    packages, on either side.
+
+    Args:
+        link: where to run.
+        config: the run's configuration.
+        store: the run's folder, with a checkpoint.
+        client_app: the component that Flower loads for a site.
+        federation: Flower's simulation settings.
+        on_round: told of every closed round.
+
+    Raises:
+        EngineError: the run ended before its last round.
+        CheckpointError: the run's newest checkpoint is damaged or of another configuration.
+    """
+    checkpoint = store.latest(strict=True)
+    if checkpoint is not None:
+        require_same_config(checkpoint.manifest, dump_config(config))
+    app, settings = link.home / "agssd", link.home / "run.toml"
+    write_text(link.home / "config.json", dump_config(config), private=True)
+    write_text(app / "pyproject.toml", _app(client_app))
+    paths = {"config": str(link.home / "config.json"), "run-folder": str(store.folder.resolve())}
+    write_text(settings, tomli_w.dumps(paths), private=True)
+    command = ["flwr", "run", str(app), _CONNECTION, "--stream", "--run-config", str(settings)]
+    if federation:
+        text = " ".join(f"{name}={value}" for name, value in federation.items())
+        command += ["--federation-config", text]
+    last = config.federation.rounds
+    seen = 0 if checkpoint is None else checkpoint.round
+    with Child(
+        command, environment=link.environment, log_file=link.log_folder / "run.log"
+    ) as child:
+        ended = False
+        while not ended:
+            ended = child.poll() is not None
+            link.child.poll()
+            for outcome in outcomes_of(store.metrics.rows(), rounds=last, first=seen):
+                # A row stands before its checkpoint does, so wait for that.
+                if not (store.checkpoints / f"round-{outcome.round + 1:04d}").is_dir():
+                    break
+                seen = outcome.round + 1
+                if on_round is not None:
+                    on_round(outcome)
+            time.sleep(0.0 if ended else 0.3)
+    if seen < last:
+        raise EngineError(
+            f"the run ended after {seen} of {last} rounds. The same command goes on from there; "
+            "the engine's last words are in run.log in the run's folder."
+        )
+
+
+def _app(client_app: str) -> str:
+    content = {
+        "project": {
+            "name": "agssd",
+            "version": "1.0.0",
+            "license": "Apache-2.0",
+            "description": "Components of the installed agssd-federation",
+        },
+        "tool": {
+            "flwr": {
+                "app": {
+                    "publisher": "agssd",
+                    "components": {"serverapp": "server.app:app", "clientapp": client_app},
+                    "config": {"config": "", "run-folder": ""},
+                }
+            }
+        },
+    }
+    return tomli_w.dumps(content)
