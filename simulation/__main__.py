@@ -1,0 +1,5 @@
+"""``python -m simulation`` is ``agssd-sim``."""
+
+from simulation.cli import main
+
+main()

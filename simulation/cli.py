@@ -1,0 +1,147 @@
+"""``agssd-sim``: a federation on one machine, and the tools of its researcher."""
+
+from pathlib import Path
+from statistics import fmean
+from typing import Annotated, Literal
+
+import typer
+
+from agssd_core.config import load_config
+from agssd_core.console import new_app, progress_bar, say, say_error
+from agssd_core.errors import ConfigError
+from server.outcome import RoundOutcome
+
+app = new_app("Run a federation of several sites on one machine, and take its encoders out.")
+
+ConfigArgument = Annotated[
+    Path, typer.Argument(help="YAML configuration of the run.", show_default=False)
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(help="KEY=VALUE, laid over the configuration.", show_default=False),
+]
+
+
+@app.command()
+def run(config: ConfigArgument, overrides: Overrides = None) -> None:
+    """Make the sites, federate, and write runs/NAME/report.html. Run it again to go on.
+
+    Example: agssd-sim run configs/simulation.yaml name=first federation.rounds=5
+    """
+    from simulation.run import run_simulation
+
+    settings = load_config(config, overrides or ())
+    report = run_simulation(settings, say=say, bar=progress_bar, on_round=_round_line)
+    say(f"merged checkpoint: {report.parent / 'checkpoints'}")
+    say(f"report: {report}")
+
+
+@app.command()
+def check(
+    configs: Annotated[
+        list[str],
+        typer.Argument(help="YAML files, then KEY=VALUE overrides.", show_default=False),
+    ],
+) -> None:
+    """Validate configurations without running them; every fault is reported at once.
+
+    Example: agssd-sim check configs/simulation.yaml agssd.cvac.n_local=4
+    """
+    files = [text for text in configs if "=" not in text]
+    overrides = [text for text in configs if "=" in text]
+    if not files:
+        raise ConfigError("no YAML file was named. Example: agssd-sim check configs/demo.yaml")
+    faulty = 0
+    for file in files:
+        try:
+            load_config(file, overrides)
+        except ConfigError as error:
+            faulty += 1
+            say_error(error)
+        else:
+            say(f"{file}: valid")
+    if faulty:
+        raise typer.Exit(2)
+
+
+@app.command()
+def init(config: ConfigArgument, overrides: Overrides = None) -> None:
+    """Write the round-0 checkpoint that a coordinator's server starts from.
+
+    Example: agssd-sim init configs/agssd-small.yaml name=consortium
+    """
+    from simulation.run import initialise
+
+    folder, fresh = initialise(load_config(config, overrides or ()))
+    say(f"{folder}: {'round 0 written' if fresh else 'the run has begun already; nothing changed'}")
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="The run's folder.", show_default=False)],
+    out: Annotated[Path, typer.Option("--out", "-o", help="File to write.")],
+    round_index: Annotated[
+        int | None, typer.Option("--round", help="Round of the checkpoint; the newest if left out.")
+    ] = None,
+    network: Annotated[Literal["teacher", "student"], typer.Option(help="Which.")] = "teacher",
+    form: Annotated[
+        Literal["monai-vit", "monai-unetr", "safetensors"],
+        typer.Option("--format", help="Names and shapes of the file's arrays."),
+    ] = "monai-vit",
+) -> None:
+    """Take an encoder out of a run, as a safetensors file in another library's names.
+
+    Example: agssd-sim export runs/demo --format monai-vit --out encoder.safetensors
+    """
+    from simulation.exporting import export_run
+
+    chosen = export_run(run, out, round_index=round_index, network=network, form=form)
+    say(f"{out}: {network} of round {chosen} as {form}")
+
+
+@app.command()
+def report(
+    config: ConfigArgument,
+    overrides: Overrides = None,
+) -> None:
+    """Write the report of a run again, pictures included.
+
+    Example: agssd-sim report configs/simulation.yaml
+    """
+    from simulation.run import rewrite_report
+
+    say(f"report: {rewrite_report(load_config(config, overrides or ()))}")
+
+
+@app.command()
+def table(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of runs.", show_default=False)],
+) -> None:
+    """Print what each site reached in its first and newest round, as Markdown.
+
+    Example: agssd-sim table runs/demo
+    """
+    from simulation.table import run_table
+
+    say(run_table(runs))
+
+
+def _round_line(outcome: RoundOutcome) -> None:
+    """One line for each round that closes."""
+    shown = ("loss", "rec_ratio", "information_cls", "information_patch")
+    values = [
+        f"{name} {fmean(found):.3f}"
+        for name in shown
+        if (found := [site[name] for site in outcome.metrics.values() if name in site])
+    ]
+    state = "merged" if outcome.merged else "quorum missed, weights unchanged"
+    refused = "".join(f", {site} refused ({why})" for site, why in sorted(outcome.refusals.items()))
+    say(
+        f"round {outcome.round + 1}/{outcome.rounds}: {state}, {len(outcome.sites)} site(s)"
+        f"{refused}, {outcome.seconds:.1f} s  {'  '.join(values)}"
+    )
+
+
+def main() -> None:
+    """Entry point of ``agssd-sim``."""
+    app()

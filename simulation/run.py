@@ -1,0 +1,111 @@
+"""One federation on one machine, from nothing to a merged checkpoint and a report."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from agssd_core.config import RunConfig, dump_config
+from agssd_core.errors import CheckpointError, ConfigError
+from agssd_core.tracking import require_packages
+from agssd_core.training.build import build_model
+from agssd_core.weights import write_text
+from server.manifest import RoundRecord
+from server.outcome import RoundOutcome
+from server.store import RunStore
+from server.tracking import tracking_rounds
+from simulation.engines import federate
+from simulation.report import write_report
+from simulation.sites import Bar, Say, build_sites, site_folders
+
+
+def run_folder(config: RunConfig) -> Path:
+    """Where a run keeps everything: ``output/name``."""
+    return Path(config.output) / config.name
+
+
+def initialise(config: RunConfig) -> tuple[Path, bool]:
+    """Write the round-0 checkpoint unless the run has one already.
+
+    Returns:
+        The run's folder, and whether the checkpoint was written now.
+
+    Raises:
+        CheckpointError: the run exists with another configuration, or the disk is full.
+    """
+    folder = run_folder(config)
+    store = RunStore(folder, keep=config.federation.keep)
+    with store.writing():
+        if store.resume(dump_config(config)) is not None:
+            return folder, False
+        record = RoundRecord(
+            run=_run_id(config),
+            round=0,
+            cohort=config.federation.cohort,
+            config=dump_config(config),
+        )
+        model = build_model(config.agssd, seed=config.seed)
+        store.save_round(record, model.shared_weights())
+    return folder, True
+
+
+def run_simulation(
+    config: RunConfig,
+    *,
+    say: Say,
+    bar: Bar,
+    on_round: Callable[[RoundOutcome], None] | None = None,
+) -> Path:
+    """Make the sites, start or resume the federation, and write the report.
+
+    Returns:
+        Path of report.html.
+
+    Raises:
+        AgssdError: any of the parts cannot go on; what is finished is kept, and the same call
+            goes on from there.
+    """
+    require_packages(config.tracking)
+    folder, fresh = initialise(config)
+    _require_same_sites(config, folder)
+    if not fresh:
+        say(f"going on with the run in {folder}")
+    sites = build_sites(config, folder / "sites", say=say, bar=bar)
+    store = RunStore(folder)
+    with tracking_rounds(config.tracking, store, run=config.name, on_round=on_round) as told:
+        federate(config, sites, folder, on_round=told)
+    return write_report(folder, sites=sites, config=config)
+
+
+def rewrite_report(config: RunConfig) -> Path:
+    """Write the report of a run as it stands; its sites must have been made.
+
+    Raises:
+        CatalogueError: a site's folder does not exist.
+        CheckpointError: the run does not.
+    """
+    folder = run_folder(config)
+    if not RunStore(folder).rounds():
+        raise CheckpointError("the run has no checkpoint. Start it with `agssd-sim run CONFIG`.")
+    return write_report(folder, sites=site_folders(config, folder / "sites"), config=config)
+
+
+def _run_id(config: RunConfig) -> str:
+    # A function of the configuration, so that two runs with one seed agree in every digest.
+    text = f"{config.name}/{dump_config(config)}"
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _require_same_sites(config: RunConfig, folder: Path) -> None:
+    """Keep the folders of ``data.sites`` from changing under a run; dumps do not hold them."""
+    named = [
+        {**json.loads(dump_config(site)), "paths": [str(Path(p).absolute()) for p in site.paths]}
+        for site in config.data.sites
+    ]
+    text, file = json.dumps(named, indent=1), folder / "sites.json"
+    if not file.is_file():
+        write_text(file, text, private=True)
+    elif file.read_text(encoding="utf-8") != text:
+        raise ConfigError(
+            "the run was started with other folders in data.sites. Use the same, or another name."
+        )
