@@ -1,0 +1,305 @@
+"""The coordinator's page: what it says, and that nothing in a run folder can break it."""
+
+import json
+import math
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from agssd_core.config import dump_config, parse_config
+from server import curves
+from server.report import write_server_report
+from server.run_record import read_run
+from server.verdicts import headline, judge
+
+HEALTHY = {
+    "loss": 1.8,
+    "loss_rec": 0.1,
+    "rec_ratio": 0.5,
+    "information_cls": 0.8,
+    "information_patch": 2.1,
+    "monitor_volumes": 256.0,
+    "effective_rank": 9.0,
+    "drift": 0.08,
+    "drift_fused": 0.07,
+}
+VOID = {"meta", "link", "br", "img", "path", "circle", "polyline"}
+
+
+def site_row(number, site, **changes):
+    return {
+        "round": number,
+        "cohort": "ct-mr",
+        "site": site,
+        "kind": "site",
+        "metrics": HEALTHY | changes,
+        "bytes_up": 1_000_000,
+        "bytes_down": 2_000_000,
+        "seconds": 30.0,
+        "patient_count": 4,
+        "volume_count": 7,
+    }
+
+
+def merge_row(number, **more):
+    return {"round": number, "cohort": "ct-mr", "site": None, "kind": "merge", "metrics": {}} | more
+
+
+def refusal_row(number, site, reason):
+    return {
+        "round": number,
+        "cohort": "ct-mr",
+        "site": site,
+        "kind": "refusal",
+        "metrics": {},
+        "reason": reason,
+    }
+
+
+def write_run(folder, rows, *, rounds=2, tail="", **manifest):
+    folder.mkdir(parents=True, exist_ok=True)
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    (folder / "metrics.jsonl").write_text(text + tail)
+    checkpoint = folder / "checkpoints" / f"round-{rounds:04d}"
+    checkpoint.mkdir(parents=True, exist_ok=True)
+    config = dump_config(parse_config({"preset": "tiny", "federation": {"rounds": rounds}}))
+    content = {"round": rounds, "config": config, "weights_digest": "ab" * 32, **manifest}
+    (checkpoint / "manifest.json").write_text(json.dumps(content))
+    return folder
+
+
+def healthy_rows(sites=("a", "b", "c"), rounds=2):
+    rows = []
+    for number in range(rounds):
+        rows += [site_row(number, site) for site in sites]
+        rows.append(merge_row(number))
+    return rows
+
+
+def findings(folder):
+    return judge(read_run(folder))
+
+
+class _Outline(HTMLParser):
+    """Open tags, to see that every one is closed, and attributes that load something."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.loads, self.headings = [], [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.loads += [v for k, v in attrs if k in ("src", "href") and not v.startswith("data:")]
+        if re.fullmatch("h[1-6]", tag):
+            self.headings.append(int(tag[1]))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        if tag not in VOID:
+            assert self.open.pop() == tag
+
+
+def outline(page):
+    parser = _Outline()
+    parser.feed(page)
+    assert parser.open == []
+    return parser
+
+
+def test_a_healthy_run_is_called_healthy_and_shows_its_numbers(tmp_path):
+    folder = write_run(tmp_path / "run-1", healthy_rows(), shares={"a": 0.5, "b": 0.3, "c": 0.2})
+    page = write_server_report(folder).read_text()
+    assert "The run is healthy" in page
+    assert "2 / 2" in page
+    assert "ab" * 32 in page
+    assert page.count("<figure>") >= 6
+    row = re.search(r'<tr><th scope="row">.*?a</th>(.*?)</tr>', page)[1]
+    cells = re.findall(r"<td[^>]*>(.*?)</td>", row)
+    expected = ["4", "7", "50 %", "2", "0", "0", "0", "0", "2 MB", "4 MB", "60 s"]
+    assert cells == expected
+
+
+@pytest.mark.parametrize("count", [3, 30])
+def test_the_page_is_whole_loads_nothing_and_nests_its_headings(tmp_path, count):
+    sites = [f"hospital-{number:02d}" for number in range(count)]
+    page = write_server_report(write_run(tmp_path / "run", healthy_rows(sites))).read_text()
+    found = outline(page)
+    assert found.loads == []
+    assert "<script" not in page
+    assert found.headings[0] == 1
+    assert all(b - a <= 1 for a, b in zip(found.headings, found.headings[1:], strict=False))
+    assert page.count('role="img"') == page.count('role="img" aria-label="')
+    assert ("median and middle half of all sites" in page) == (count == 30)
+
+
+def test_a_run_without_rounds_says_so(tmp_path):
+    page = write_server_report(tmp_path).read_text()
+    assert "No round has been completed yet." in page
+    outline(page)
+
+
+def test_a_torn_line_and_foreign_rows_are_left_out_and_counted(tmp_path):
+    folder = write_run(
+        tmp_path / "run", healthy_rows(), tail='[1]\n{"kind": "x"}\n{"round": 2, "si'
+    )
+    assert read_run(folder).damaged_lines == 3
+    assert "3 line(s) of metrics.jsonl could not be read" in write_server_report(folder).read_text()
+
+
+def test_missing_and_broken_metrics_do_not_stop_the_page(tmp_path):
+    rows = [site_row(0, "a"), merge_row(0)]
+    rows[0]["metrics"] = {"loss": math.nan, "loss_rec": None, "drift": "much", "cls_std": 1e300}
+    folder = write_run(tmp_path / "run", rows)
+    page = write_server_report(folder).read_text()
+    assert "values that are not finite (loss)" in page
+    assert "nan" not in re.sub(r"<pre>.*?</pre>", "", page, flags=re.S)
+    outline(page)
+
+
+def test_names_and_reasons_from_outside_are_escaped_even_inside_a_chart(tmp_path):
+    name = '"><script>alert(1)</script>{{ 7 * 7 }}{0}'
+    rows = [site_row(0, name), refusal_row(0, name, "<b>norm</b>"), merge_row(0)]
+    page = write_server_report(write_run(tmp_path / "<i>run", rows)).read_text()
+    assert "<script" not in page
+    assert "<b>norm" not in page
+    assert "<i>run" not in page
+    assert "{{ 7 * 7 }}" in page
+    outline(page)
+
+
+def test_the_newer_row_of_a_round_counts(tmp_path):
+    rows = [site_row(0, "a", loss=5.0), site_row(0, "a", loss=3.0), merge_row(0), merge_row(0)]
+    run = read_run(write_run(tmp_path / "run", rows))
+    assert run.completed_rounds == 1
+    assert run.sites[0].values("loss") == {0: 3.0}
+
+
+@pytest.mark.parametrize("head", ["cls", "patch"])
+def test_a_collapsed_site_is_named_with_a_remedy(tmp_path, head):
+    rows = healthy_rows()
+    rows[-2]["metrics"][f"information_{head}"] = 0.02
+    found = findings(write_run(tmp_path / "run", rows))
+    assert found[0].level == "bad"
+    assert found[0].sites == ("c",)
+    assert f"Collapse of the {head} head at c 0.02" in found[0].fact
+    assert "teacher_temperature" in found[0].remedy
+    assert headline(found).fact.endswith("Concerned: c.")
+    assert not any("No site has collapsed" in verdict.fact for verdict in found)
+
+
+def test_information_is_not_judged_before_the_window_is_full(tmp_path):
+    rows = [site_row(0, "a", information_cls=0.0, monitor_volumes=80.0), merge_row(0)]
+    found = findings(write_run(tmp_path / "run", rows))
+    assert any("has no verdict yet" in verdict.fact for verdict in found)
+    assert not any("Collapse" in verdict.fact for verdict in found)
+
+
+@pytest.mark.parametrize(("marginal", "kind"), [(4.84, "uniform"), (0.2, "constant")])
+def test_the_kind_of_collapse_is_told_from_the_marginal_entropy(tmp_path, marginal, kind):
+    rows = healthy_rows()
+    rows[-2]["metrics"] |= {"information_cls": 0.0, "entropy_cls_marginal": marginal}
+    assert f"({kind} collapse)" in findings(write_run(tmp_path / "run", rows))[0].fact
+
+
+def test_a_site_that_cannot_reconstruct_is_named(tmp_path):
+    rows = healthy_rows()
+    rows[-2]["metrics"]["rec_ratio"] = 1.01
+    found = findings(write_run(tmp_path / "run", rows))
+    assert found[0].level == "bad"
+    assert "no better than one grey" in found[0].fact
+
+
+def test_late_missed_and_refused_rounds_are_counted_apart(tmp_path):
+    rows = [
+        *healthy_rows(("a",), rounds=4),
+        site_row(0, "b"),
+        refusal_row(1, "b", "late"),
+        refusal_row(2, "b", "non-finite"),
+    ]
+    page = write_server_report(write_run(tmp_path / "run", rows, rounds=4)).read_text()
+    row = re.search(r'<tr><th scope="row"><svg.*?</svg>b</th>(.*?)</tr>', page)[1]
+    cells = re.findall(r"<td[^>]*>(.*?)</td>", row)
+    assert cells[3:7] == ["1", "1", "1", "1 (non-finite 1)"]
+    assert "an array holds NaN or infinity" in page
+
+
+def test_a_round_without_quorum_is_not_counted_as_merged(tmp_path):
+    rows = [*healthy_rows(rounds=1), site_row(1, "a"), merge_row(1, merged=False)]
+    folder = write_run(tmp_path / "run", rows)
+    assert read_run(folder).completed_rounds == 1
+    assert any("without enough usable updates" in v.fact for v in findings(folder))
+
+
+def test_the_page_is_replaced_in_one_move_and_leaves_nothing_beside_it(tmp_path):
+    folder = write_run(tmp_path / "run", healthy_rows())
+    write_server_report(folder)
+    before = (folder / "report.html").stat().st_ino
+    write_server_report(folder)
+    assert (folder / "report.html").stat().st_ino != before
+    names = {path.name for path in folder.iterdir()}
+    assert names == {"metrics.jsonl", "checkpoints", "report.html"}
+
+
+def test_ticks_are_round_and_enclose_the_values():
+    for low, high in [(0.0, 1.0), (0.0713, 0.1031), (-3, 250), (5, 5), (0, 0), (4.7, 4.86)]:
+        marks = curves.ticks(low, high)
+        assert marks[0] <= low + 1e-9
+        assert marks[-1] >= high - 1e-9
+        assert 2 <= len(marks) <= 9
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.0, "0"),
+        (1234.5, "1234"),
+        (0.04683, "0.0468"),
+        (3.0, "3"),
+        (1e-6, "1.0e-06"),
+        (-2.5, "-2.5"),
+    ],
+)
+def test_numbers_keep_three_digits(value, text):
+    assert curves.short(value) == text
+
+
+def test_a_gap_in_the_rounds_is_a_gap_in_the_line():
+    line = curves.Line("a", {0: 1.0, 1: 2.0, 3: 1.0}, 0)
+    path = re.search(r'class="line".*? d="([^"]*)"', curves.line_chart([line], title="t"))[1]
+    assert path.count("M") == 2
+    assert path.count("L") == 1
+
+
+def test_an_enrolled_site_that_never_answered_stands_in_the_table(tmp_path):
+    folder = write_run(tmp_path / "run", healthy_rows())
+    counts = {"patient_count": 12, "volume_count": 30}
+    (folder / "enrolment.json").write_text(json.dumps({"silent": counts}))
+    silent = read_run(folder).sites[-1]
+    assert (silent.name, silent.patient_count, silent.volume_count) == ("silent", 12, 30)
+    page = write_server_report(folder).read_text()
+    assert "silent did not answer in time in every round" in page
+
+
+def test_the_shares_are_those_of_the_newest_merge(tmp_path):
+    rows = [*healthy_rows(rounds=1), merge_row(1, merged=False, shares={})]
+    rows[3]["shares"] = {"a": 0.7, "b": 0.2, "c": 0.1}
+    page = write_server_report(write_run(tmp_path / "run", rows, shares={})).read_text()
+    assert "<span>a</span>" in page
+    assert "70 %" in page
+
+
+def test_a_gate_of_the_monitor_that_is_not_drawn_still_counts(tmp_path):
+    rows = healthy_rows()
+    rows[-2]["metrics"]["collapsed"] = 1.0
+    found = findings(write_run(tmp_path / "run", rows))
+    assert (found[0].level, found[0].sites) == ("bad", ("c",))
+    assert not any("No site has collapsed" in verdict.fact for verdict in found)
+
+
+def test_poor_reconstruction_early_in_a_run_is_no_alarm(tmp_path):
+    rows = healthy_rows(rounds=1)
+    rows[0]["metrics"]["rec_ratio"] = 1.4
+    found = findings(write_run(tmp_path / "run", rows, rounds=10))
+    assert not any(verdict.level == "bad" for verdict in found)
+    assert any("still above 0.7" in verdict.fact for verdict in found)

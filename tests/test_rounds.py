@@ -1,0 +1,302 @@
+"""Rounds with real Flower messages: faults of the way cost a site its round and nobody else."""
+
+import os
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from agssd_core.config import dump_config, parse_config
+from agssd_core.errors import CheckpointError
+from agssd_core.weights import weights_digest
+from server.collect import ThreadedPuller, collect
+from server.rounds import sample_sites, site_config
+from server.store import RunStore
+from simulation.grid import Fault
+from tests.support.toy import Hospital, ToyTrainer, toy_weights
+
+
+def only(site, number, fault):
+    """The fault strikes this site's message of this round."""
+    return lambda name, group: fault if (name, group) == (site, str(number)) else Fault()
+
+
+@pytest.fixture(autouse=True)
+def _fast_disk(monkeypatch):
+    """Nobody pulls a plug here: waiting for the disk is most of a toy round's time."""
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+
+
+@pytest.fixture
+def hospital(tmp_path):
+    return lambda name="x", **kwargs: Hospital(tmp_path / name, **kwargs)
+
+
+def test_two_runs_with_one_seed_end_with_the_same_digest(hospital):
+    one, two = hospital("one"), hospital("two")
+    assert one.run().weights_digest == two.run().weights_digest != weights_digest(toy_weights())
+    assert one.run().merged_rounds == 3  # a finished run is not run again
+    assert not (one.folder / "run" / "spool").exists()
+    assert [trainer.steps_taken for trainer in one.bench.trainers] == [12, 12, 12]
+
+
+def test_one_site_equals_plain_training_bit_for_bit(hospital):
+    alone = hospital(patients=(("a", 3),), rounds=5)
+    alone.run()
+    plain = ToyTrainer(alone.config, site="a")
+    plain.load(toy_weights())
+    plain.train_steps(0, 20, 20)
+    assert weights_digest(alone.weights()) == weights_digest(plain.shared_weights())
+
+
+def test_order_of_arrival_changes_no_bit(hospital):
+    one, two = hospital("one"), hospital("two")
+    one.run()
+    delays = {"a": 30.0, "b": 20.0, "c": 1.0}
+    two.run(lambda name, group: Fault(delay_s=delays[name] if group != "hello" else 0))
+    waited = {row["site"]: row["seconds"] for row in two.rows("site")}
+    assert sorted(waited, key=waited.get) == ["c", "b", "a"]
+    assert one.digest() == two.digest()
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        (Fault(offline=True), "no-reply"),
+        (Fault(lost_reply=True), "no-reply"),
+        (Fault(delay_s=1e6), "no-reply"),
+    ],
+    ids=["offline", "lost", "delayed"],
+)
+def test_a_missing_reply_merges_as_if_the_site_were_absent(hospital, fault, reason):
+    struck = hospital("struck", rounds=1)
+    absent = hospital("absent", rounds=1, patients=(("a", 3), ("c", 4)))
+    struck.run(only("b", 0, fault))
+    absent.run()
+    assert struck.reasons() == [(0, "b", reason)]
+    assert struck.digest() == absent.digest()
+
+
+def test_a_site_that_missed_a_round_takes_part_in_the_next(hospital):
+    struck = hospital()
+    struck.run(only("b", 1, Fault(offline=True)))
+    taken = [(row["round"], row["site"]) for row in struck.rows("site")]
+    assert (2, "b") in taken
+    assert (1, "b") not in taken
+    resets = [row["metrics"]["optimiser_reset"] for row in struck.rows("site")]
+    assert resets == [0.0] * 8  # its optimiser of round 0 goes on
+
+
+def test_a_reply_within_the_deadline_is_waited_for(hospital):
+    slow = hospital()
+    slow.run(only("b", 1, Fault(delay_s=99.0)))
+    assert slow.reasons() == []
+    assert max(row["seconds"] for row in slow.rows("site")) == pytest.approx(99.0, abs=1.1)
+
+
+def test_quorum_lost_leaves_the_weights_and_is_recorded(hospital):
+    few = hospital(min_sites=3)
+    few.run(only("b", 1, Fault(offline=True)))
+    merged = [row["merged"] for row in few.rows("merge")]
+    assert merged == [True, False, True]
+    before, after = few.store.load(1), few.store.load(2)
+    assert before.manifest.weights_digest == after.manifest.weights_digest
+    assert after.manifest.sites == ()
+
+
+def test_a_late_reply_is_journalled_and_discarded(hospital):
+    late, lost = hospital("late"), hospital("lost")
+    # b answers round 0 after its deadline of 100 s, while a keeps round 1 open.
+    delays = {("b", "0"): 150.0, ("a", "1"): 90.0}
+    late.run(lambda name, group: Fault(delay_s=delays.get((name, group), 0.0)))
+    lost.run(only("b", 0, Fault(lost_reply=True)))
+    assert (0, "b", "no-reply") in late.reasons()
+    assert (1, "b", "late") in late.reasons()
+    assert late.digest() == lost.digest()
+
+
+def test_a_stale_reply_moves_the_merge_by_a_decayed_share(hospital):
+    settings = {"late": "stale", "merge": {"teacher": "server-ema"}, "rounds": 2}
+    delays = {("b", "0"): 150.0, ("a", "1"): 90.0}
+    down = {("b", "1")}
+
+    def faults(name, group):
+        return Fault(delay_s=delays.get((name, group), 0.0), offline=(name, group) in down)
+
+    stale = hospital("stale", **settings)
+    stale.run(faults)
+    discarded = hospital("discarded", **{**settings, "late": "discard"})
+    discarded.run(faults)
+    row = stale.rows("merge")[1]
+    assert row["metrics"]["late_merged"] == 1
+    assert (1, "b", "late-merged") in stale.reasons()
+    # Counts 3, 2, 4 with b's halved once: a and c are held at 0.4 and leave 0.2, not 0.24.
+    assert row["shares"]["b"] == pytest.approx(0.2)
+    assert stale.digest() != discarded.digest()
+    assert not list((stale.folder / "run").glob("late-*"))
+
+
+def test_a_reply_lost_in_upload_is_ordered_again_and_answered_from_disk(hospital):
+    struck, healthy = hospital("struck"), hospital("healthy")
+    strikes = iter([True])
+
+    def once(name, group):
+        return Fault(upload_fails=(name, group) == ("b", "1") and next(strikes, False))
+
+    struck.run(once)
+    healthy.run()
+    assert struck.digest() == healthy.digest()
+    assert struck.reasons() == []
+    assert [trainer.steps_taken for trainer in struck.bench.trainers] == [12, 12, 12]
+
+
+def test_a_duplicated_order_is_trained_once(hospital):
+    twice, healthy = hospital("twice"), hospital("healthy")
+    twice.run(lambda _name, _group: Fault(twice=True))
+    healthy.run()
+    assert twice.digest() == healthy.digest()
+    assert [trainer.steps_taken for trainer in twice.bench.trainers] == [12, 12, 12]
+
+
+def test_a_patients_name_in_an_exception_does_not_reach_the_server(hospital, caplog):
+    def fail(site, step):
+        if site == "b" and step == 4:
+            raise FileNotFoundError(private)
+
+    private = "/pacs/MUELLER^HANS/1.2.840.113619"
+    struck = hospital()
+    struck.bench.fail = fail
+    seen = []
+    grid = struck.grid()
+    pull = grid.pull_messages
+    grid.pull_messages = lambda ids: [seen.append(m) or m for m in pull(ids)]
+    struck.run(grid=grid)
+    assert struck.reasons() == [(1, "b", "site-error")]
+    errors = [message.error.reason for message in seen if message.has_error()]
+    assert errors == ["FileNotFoundError"]
+    written = (struck.folder / "run" / "metrics.jsonl").read_text() + caplog.text
+    assert private not in written
+
+
+def test_a_half_trained_site_starts_again_from_its_disk(hospital):
+    def fail(site, step):
+        if site == "b" and step == 4 and fail.armed:
+            fail.armed = False
+            raise KeyError("broken")
+
+    fail.armed = True
+    struck = hospital(rounds=4)
+    struck.bench.fail = fail
+    struck.run()
+    b_rows = [row for row in struck.rows("site") if row["site"] == "b"]
+    assert [row["round"] for row in b_rows] == [0, 2, 3]
+    assert [row["metrics"]["optimiser_reset"] for row in b_rows] == [0.0, 0.0, 0.0]
+
+
+def test_identical_sites_equal_one(hospital):
+    # The same seed for data and noise: two folders, one name for the trainer.
+    class SameName(ToyTrainer):
+        def __init__(self, config, *, site):
+            assert site in "abcd"
+            super().__init__(config, site="a")
+
+    many = hospital("many", patients=(("a", 3), ("b", 3), ("c", 3), ("d", 3)))
+    many.bench.trainer = lambda _folder, config, *, site: SameName(config, site=site)
+    one = hospital("one", patients=(("a", 3),))
+    many.run(), one.run()
+    for name, array in one.weights().items():
+        np.testing.assert_allclose(many.weights()[name], array, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    "merge",
+    [
+        {"student": "fedavgm"},
+        {"student": "fedadam"},
+        {"student": "fedema"},
+        {"student": "fedprox"},
+        {"teacher": "local"},
+        {"teacher": "copy"},
+        {"teacher": "server-ema"},
+        {"student": "l-dawa"},
+        {"student": "median"},
+    ],
+    ids=str,
+)
+def test_every_rule_runs_and_uploads_only_what_it_needs(hospital, merge):
+    ruled = hospital(merge=merge, min_sites=3)
+    summary = ruled.run()
+    assert summary.merged_rounds == 3
+    up = {row["bytes_up"] for row in ruled.rows("site")}
+    assert (min(up) > 1200) == (ruled.config.federation.merge.teacher_rule == "average")
+    assert all(np.isfinite(array).all() for array in ruled.weights().values())
+
+
+def test_sampling_is_seeded_and_ignores_the_order_of_names():
+    federation = parse_config({"federation": {"sites_per_round": 2}}).federation
+    names = {name: index for index, name in enumerate("abcde")}
+    turned = dict(reversed(names.items()))
+    draws = [sample_sites(names, federation, seed=1, number=n) for n in range(40)]
+    assert draws == [sample_sites(turned, federation, seed=1, number=n) for n in range(40)]
+    assert {name for draw in draws for name in draw} == set(names)
+    assert draws != [sample_sites(names, federation, seed=2, number=n) for n in range(40)]
+
+
+def test_sites_learn_nothing_of_where_the_run_lives():
+    config = parse_config(
+        {"name": "secret-study", "output": "/srv/trial", "data": {"sites": ["/x"]}}
+    )
+    text = dump_config(site_config(config))
+    assert not [word for word in ("secret-study", "/srv", "/x") if word in text]
+
+
+def test_a_run_without_round_0_says_how_to_make_one(hospital, tmp_path):
+    empty = hospital()
+    empty.store = RunStore(tmp_path / "empty")
+    with pytest.raises(CheckpointError, match="agssd-sim init"):
+        empty.run()
+
+
+def test_a_changed_configuration_is_refused(hospital):
+    changed = hospital()
+    changed.run()
+    before = changed.config
+    changed.config = before.model_copy(update={"seed": 5})
+    with pytest.raises(CheckpointError, match="own configuration"):
+        changed.run()
+    # Sites take their learning rate from this number.
+    fewer = before.federation.model_copy(update={"expected_sites": 2})
+    changed.config = before.model_copy(update={"federation": fewer})
+    with pytest.raises(CheckpointError, match=r"federation\.expected_sites = 2, was 3"):
+        changed.run()
+    longer = before.federation.model_copy(update={"deadline_s": 7.0})
+    changed.config = before.model_copy(update={"federation": longer})
+    changed.run()
+
+
+class _HangingGrid:
+    """Pulls of ``bad`` block until the test ends; others answer at once."""
+
+    def __init__(self):
+        self.release = threading.Event()
+
+    def pull_messages(self, ids):
+        if ids == ["bad"]:
+            self.release.wait(20)
+            return []
+        return [f"reply to {ids[0]}"]
+
+
+def test_a_hanging_pull_stalls_nobody_else():
+    grid = _HangingGrid()
+    wanted = dict.fromkeys(["bad", "one", "two", "three"], time.monotonic() + 0.6)
+    started = time.monotonic()
+    found = collect(
+        wanted, ThreadedPuller(grid), poll_s=0.01, clock=time.monotonic, sleep=time.sleep
+    )
+    try:
+        assert {identifier for identifier, _ in found} == {"one", "two", "three"}
+        assert time.monotonic() - started < 2.0
+    finally:
+        grid.release.set()
