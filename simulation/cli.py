@@ -8,7 +8,7 @@ import typer
 
 from agssd_core.config import load_config
 from agssd_core.console import new_app, progress_bar, say, say_error
-from agssd_core.errors import ConfigError
+from agssd_core.errors import ConfigError, RoundError
 from server.outcome import RoundOutcome
 
 app = new_app("Run a federation of several sites on one machine, and take its encoders out.")
@@ -31,9 +31,21 @@ def run(config: ConfigArgument, overrides: Overrides = None) -> None:
     from simulation.run import run_simulation
 
     settings = load_config(config, overrides or ())
-    report = run_simulation(settings, say=say, bar=progress_bar, on_round=_round_line)
-    say(f"merged checkpoint: {report.parent / 'checkpoints'}")
+    merged: list[bool] = []
+
+    def told(outcome: RoundOutcome) -> None:
+        merged.append(outcome.merged)
+        _round_line(outcome)
+
+    report = run_simulation(settings, say=say, bar=progress_bar, on_round=told)
     say(f"report: {report}")
+    if merged and not any(merged):
+        raise RoundError(
+            f"none of {len(merged)} round(s) reached its quorum, at least one must, so the weights "
+            "are those of the start. The report lists why updates were refused; mend that, or "
+            "lower federation.min_sites, and start under another name."
+        )
+    say(f"merged checkpoint: {report.parent / 'checkpoints'}")
 
 
 @app.command()

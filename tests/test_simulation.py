@@ -68,6 +68,14 @@ def test_the_main_job_ends_with_checkpoints_metrics_and_a_report(command):
 
 
 @pytest.mark.federation
+def test_a_run_in_which_no_round_merged_does_not_pass_for_a_success(command):
+    said = command("run", "federation.max_update_norm=1e-9", expect=2)
+    assert "none of 2 round(s) reached its quorum" in said
+    store = RunStore(command.folder)
+    assert store.load(2).manifest.weights_digest == store.load(0).manifest.weights_digest
+
+
+@pytest.mark.federation
 def test_two_runs_with_one_seed_end_with_the_same_digest(tmp_path):
     digests = set()
     for place in ("one", "two"):
