@@ -1,7 +1,9 @@
 """What the three command lines share: errors as one line, progress with or without a terminal."""
 
 import errno
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -108,6 +110,33 @@ def progress_bar(title: str) -> Iterator[Advance]:
     with Progress(*columns, console=stderr, transient=True) as bar:
         task = bar.add_task(title, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+@contextmanager
+def kept_interrupt() -> Iterator[Callable[[], None]]:
+    """Yield a check that raises an interrupt again which was raised but went no further.
+
+    Python drops exceptions inside finalisers and callbacks, a KeyboardInterrupt too; long work
+    calls the check between its parts, so that Ctrl-C costs one part at most.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: None  # only the main thread gets signals
+        return
+    noted = threading.Event()
+
+    def note(_number: int, _frame: object) -> None:
+        noted.set()
+        raise KeyboardInterrupt
+
+    def check() -> None:
+        if noted.is_set():
+            raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield check
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 class _Rate(ProgressColumn):

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import typer
 
 from agssd_core.config import load_config
-from agssd_core.console import new_app, progress_bar, say, say_error
+from agssd_core.console import kept_interrupt, new_app, progress_bar, say, say_error
 from agssd_core.errors import ConfigError, RoundError
 from server.outcome import RoundOutcome
 
@@ -33,11 +33,14 @@ def run(config: ConfigArgument, overrides: Overrides = None) -> None:
     settings = load_config(config, overrides or ())
     merged: list[bool] = []
 
-    def told(outcome: RoundOutcome) -> None:
-        merged.append(outcome.merged)
-        _round_line(outcome)
+    with kept_interrupt() as check_interrupt:
 
-    report = run_simulation(settings, say=say, bar=progress_bar, on_round=told)
+        def told(outcome: RoundOutcome) -> None:
+            merged.append(outcome.merged)
+            _round_line(outcome)
+            check_interrupt()
+
+        report = run_simulation(settings, say=say, bar=progress_bar, on_round=told)
     say(f"report: {report}")
     if merged and not any(merged):
         raise RoundError(

@@ -8,7 +8,7 @@ from benchmarks import bench_agssd
 def test_quick_form_runs(capsys, monkeypatch):
     monkeypatch.setattr("sys.argv", ["bench_agssd", "--quick"])
     assert bench_agssd.main() == 0
-    lines = capsys.readouterr().out.splitlines()
+    lines = [x for x in capsys.readouterr().out.splitlines() if not x.startswith("this CPU")]
     assert len(lines) == 2
     assert all("promises nothing" in line for line in lines)
 

@@ -21,7 +21,7 @@ agssd:
   model: {width: 24, depth: 1, heads: 2}
   head: {prototypes: 32, hidden: 32, bottleneck: 16}
 training: {batch_size: 2}
-federation: {rounds: 5, steps_per_round: 4, min_sites: 2, poll_s: 0.01}
+federation: {rounds: 5, steps_per_round: 8, min_sites: 2, poll_s: 0.01}
 simulation:
   workers: 1
   phantoms:
