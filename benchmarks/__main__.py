@@ -11,7 +11,14 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
-MODULES = ("bench_agssd", "bench_edges", "bench_cache", "bench_rounds", "bench_merge")
+MODULES = (
+    "bench_agssd",
+    "bench_edges",
+    "bench_cache",
+    "bench_rounds",
+    "bench_merge",
+    "bench_regions",
+)
 PACKAGES = ("torch", "monai", "flwr", "blosc2", "numpy")
 CONTEXT = """# Benchmarks
 
