@@ -29,6 +29,10 @@ class VolumeError(DataError):
     """A volume's array or geometry cannot be used."""
 
 
+class ClipError(DataError):
+    """An ultrasound image or clip cannot be used."""
+
+
 class CatalogueError(DataError):
     """A site's folder or catalogue is missing, empty or damaged."""
 

@@ -102,3 +102,52 @@ def test_an_override_replaces_a_list_by_a_mapping():
 
 def test_no_path_of_a_site_is_in_the_text_that_travels():
     assert "/x/a" not in dump_config(parse_config({}, ["data.sites=[/x/a]"]))
+
+
+@pytest.mark.parametrize("cohorts", [[], ["ct-mr", "ct-mr"]], ids=str)
+def test_cohorts_are_named_once(cohorts):
+    with pytest.raises(ConfigError, match="cohorts names none, or one twice"):
+        parse_config({"cohorts": cohorts})
+
+
+def test_a_cohort_s_configuration_depends_on_its_own_method_alone():
+    plain = parse_config({"preset": "tiny"})
+    other_us = parse_config({"preset": "tiny", "anaus": {"loss": {"temperature": 0.2}}})
+    other_ct = parse_config({"preset": "tiny", "agssd": {"loss": {"rec": 2.0}}})
+    assert plain.for_cohort("ct-mr") == other_us.for_cohort("ct-mr") != other_ct.for_cohort("ct-mr")
+    assert plain.for_cohort("us") == other_ct.for_cohort("us") != other_us.for_cohort("us")
+
+
+def test_the_teacher_is_that_of_the_cohort():
+    config = parse_config({"anaus": {"teacher": {"ema_momentum": 0.9}}})
+    assert config.for_cohort("us").teacher.ema_momentum == 0.9
+    assert config.for_cohort("ct-mr").teacher == config.agssd.teacher
+
+
+def test_ultrasound_may_have_rounds_of_its_own():
+    config = parse_config({"anaus": {"federation": {"rounds": 7}}})
+    ours, theirs = config.for_cohort("us").federation, config.for_cohort("ct-mr").federation
+    assert (ours.cohort, ours.rounds) == ("us", 7)
+    assert (theirs.cohort, theirs.rounds) == ("ct-mr", 20)
+
+
+@pytest.mark.parametrize(
+    ("anaus", "remedy"),
+    [
+        ({"augment": {"size": 100}}, "Try 128"),
+        ({"regions": {"scales": [7, 15]}}, r"Choose from \(7, 14, 28, 56\)"),
+        ({"regions": {"scales": [14, 7]}}, "must ascend"),
+        ({"backbone": {"norm": "group", "width": 12}}, "Choose groups that divide"),
+        ({"backbone": {"norm": "group"}, "share_statistics": True}, "Leave it false"),
+        ({"loss": {"align": 0, "context": 0}}, "Give one a weight"),
+    ],
+    ids=str,
+)
+def test_settings_of_anaus_that_cannot_work_name_a_remedy(anaus, remedy):
+    with pytest.raises(ConfigError, match=remedy):
+        parse_config({"anaus": anaus})
+
+
+def test_frames_have_limits():
+    with pytest.raises(ConfigError, match="Lower the first or raise the second"):
+        parse_config({"data": {"frames": {"min_side": 600}}})

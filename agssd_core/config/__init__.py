@@ -9,10 +9,20 @@ from agssd_core.config.agssd import (
     TargetConfig,
     TeacherConfig,
 )
+from agssd_core.config.anaus import AnausConfig
 from agssd_core.config.data import DataConfig, SiteFoldersConfig
-from agssd_core.config.federation import FederationConfig, MergeConfig, StudentRule, TeacherRule
+from agssd_core.config.federation import (
+    COHORT_OF,
+    Cohort,
+    FederationConfig,
+    MergeConfig,
+    StudentRule,
+    TeacherRule,
+)
+from agssd_core.config.frames import FramesConfig
 from agssd_core.config.load import config_from_json, dump_config, load_config, parse_config
-from agssd_core.config.run import PRESETS, RunConfig
+from agssd_core.config.presets import PRESETS
+from agssd_core.config.run import RunConfig
 from agssd_core.config.simulation import (
     PhantomSiteConfig,
     SimulationConfig,
@@ -26,14 +36,18 @@ from agssd_core.config.training import (
 from agssd_core.config.views import AugmentConfig, CvacConfig, EaamConfig
 
 __all__ = [
+    "COHORT_OF",
     "PRESETS",
     "AgssdConfig",
+    "AnausConfig",
     "AugmentConfig",
+    "Cohort",
     "CvaaConfig",
     "CvacConfig",
     "DataConfig",
     "EaamConfig",
     "FederationConfig",
+    "FramesConfig",
     "HeadConfig",
     "LossConfig",
     "MergeConfig",

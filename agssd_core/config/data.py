@@ -2,13 +2,15 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from agssd_core.config.frames import FramesConfig
 from agssd_core.config.node import (
     Node,
     Range2,
+    ScanModality,
     Spacing3,
     name_problem,
     ordered,
@@ -29,7 +31,7 @@ class SiteFoldersConfig(Node):
 
     name: str
     paths: tuple[str, ...]
-    modalities: tuple[Literal["CT", "MR"], ...] = ("CT", "MR")
+    modalities: tuple[ScanModality, ...] = ("CT", "MR", "US")
     patients: tuple[str, ...] = ()
     vendors: tuple[str, ...] = ()
 
@@ -41,7 +43,7 @@ class SiteFoldersConfig(Node):
 
 
 class DataConfig(Node):
-    """Preprocessing of CT and MR volumes; its digest is stamped on every cached volume.
+    """Preprocessing; the digest of the volumes' part is stamped on every cached volume.
 
     Attributes:
         spacing_mm: voxel spacing of the cached volume, in RAS order.
@@ -49,6 +51,7 @@ class DataConfig(Node):
         mr_percentiles: percentiles of the MR foreground that map to 0 and 1.
         foreground_margin: voxels added on each side of the body's bounding box.
         chunk: edge of one compressed chunk of the cache, voxels.
+        frames: preprocessing of ultrasound.
         sites: folders that a simulation uses instead of phantoms: a list of folders, a mapping
             of name to folder(s), or full entries. Paths never leave the machine, so no dump of
             the configuration holds them.
@@ -59,6 +62,7 @@ class DataConfig(Node):
     mr_percentiles: Range2 = (0.5, 99.5)
     foreground_margin: int = 8
     chunk: int = 64
+    frames: FramesConfig = FramesConfig()
     sites: tuple[SiteFoldersConfig, ...] = Field(default=(), exclude=True)
 
     @field_validator("sites", mode="before")

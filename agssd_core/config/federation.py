@@ -4,8 +4,10 @@ from typing import Literal, Self
 
 from pydantic import model_validator
 
-from agssd_core.config.node import Node, Range2, ordered, require, within
+from agssd_core.config.node import Node, Range2, ScanModality, ordered, require, within
 
+Cohort = Literal["ct-mr", "us"]
+COHORT_OF: dict[ScanModality, Cohort] = {"CT": "ct-mr", "MR": "ct-mr", "US": "us"}
 StudentRule = Literal[
     "fedavg",
     "fedprox",
@@ -136,7 +138,7 @@ class FederationConfig(Node):
         keep: how many round checkpoints stay on disk beside the newest; 0 keeps all.
     """
 
-    cohort: Literal["ct-mr"] = "ct-mr"
+    cohort: Cohort = "ct-mr"
     rounds: int = 20
     steps_per_round: int = 10
     min_sites: int = 1

@@ -11,7 +11,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
 
-from agssd_core.config.run import PRESETS, RunConfig
+from agssd_core.config.presets import PRESETS
+from agssd_core.config.run import RunConfig
 from agssd_core.errors import ConfigError
 
 

@@ -2,12 +2,14 @@
 
 import re
 from collections.abc import Iterable
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
 Size3 = tuple[int, int, int]
 Spacing3 = tuple[float, float, float]
 Range2 = tuple[float, float]
+ScanModality = Literal["CT", "MR", "US"]
 
 
 class Node(BaseModel):

@@ -1,45 +1,17 @@
-"""The whole configuration of a run, and the presets that it may start from."""
+"""The whole configuration of a run."""
 
 import re
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 from pydantic import model_validator
 
-from agssd_core.config.agssd import AgssdConfig
+from agssd_core.config.agssd import AgssdConfig, TeacherConfig
+from agssd_core.config.anaus import AnausConfig
 from agssd_core.config.data import DataConfig
-from agssd_core.config.federation import FederationConfig
+from agssd_core.config.federation import Cohort, FederationConfig
 from agssd_core.config.node import Node, require, within
 from agssd_core.config.simulation import SimulationConfig
 from agssd_core.config.training import MonitorConfig, TrackingConfig, TrainingConfig
-
-PRESETS: dict[str, dict[str, Any]] = {
-    "tiny": {
-        "agssd": {
-            "model": {
-                "patch_size": 8,
-                "width": 48,
-                "depth": 2,
-                "heads": 4,
-                "pos_embed": "sincos",
-                "drop_path": 0.0,
-                "decoder": "transformer",
-            },
-            "cvac": {"global_size": [32, 32, 32], "local_size": [16, 16, 16], "n_local": 2},
-            "cvaa": {"min_inner": 4},
-            "head": {"prototypes": 128, "hidden": 256, "bottleneck": 64},
-            "teacher": {"ema_momentum": 0.99},
-        },
-        "training": {"optimiser": {"learning_rate": 2e-3}},
-        "data": {"spacing_mm": [3.0, 3.0, 3.0], "chunk": 32, "foreground_margin": 4},
-    },
-    "small": {},
-    "base": {
-        "agssd": {
-            "model": {"width": 768, "depth": 12, "heads": 12},
-            "head": {"prototypes": 8192},
-        }
-    },
-}
 
 
 class RunConfig(Node):
@@ -48,6 +20,8 @@ class RunConfig(Node):
     Attributes:
         name: folder of the run under ``output``.
         threads: CPU threads of every process; part of the bits of the result.
+        cohorts: models that are trained side by side: ``ct-mr`` by AG-SSD, ``us`` by ANAUS. A
+            site takes part in those that it has scans for.
     """
 
     name: str = "agssd"
@@ -55,17 +29,42 @@ class RunConfig(Node):
     seed: int = 0
     threads: int = 1
     output: str = "runs"
+    cohorts: tuple[Cohort, ...] = ("ct-mr",)
     data: DataConfig = DataConfig()
     agssd: AgssdConfig = AgssdConfig()
+    anaus: AnausConfig = AnausConfig()
     training: TrainingConfig = TrainingConfig()
     monitor: MonitorConfig = MonitorConfig()
     tracking: TrackingConfig = TrackingConfig()
     federation: FederationConfig = FederationConfig()
     simulation: SimulationConfig = SimulationConfig()
 
+    def for_cohort(self, name: Cohort) -> "RunConfig":
+        """One cohort's own configuration; nothing in it depends on the other's method.
+
+        ``federation`` holds the cohort's name and its rounds and rules (``anaus.federation``,
+        where given, for ``us``); the other method stands at its defaults.
+        """
+        if name == "us":
+            rules = self.anaus.federation or self.federation
+            agssd, anaus = AgssdConfig(), self.anaus.model_copy(update={"federation": None})
+        else:
+            rules, agssd, anaus = self.federation, self.agssd, AnausConfig()
+        changed = {
+            "cohorts": (name,),
+            "federation": rules.model_copy(update={"cohort": name}),
+            "agssd": agssd,
+            "anaus": anaus,
+        }
+        return self.model_copy(update=changed)
+
+    @property
+    def teacher(self) -> TeacherConfig:
+        """The teacher's momentum in the cohort that ``federation.cohort`` names."""
+        return self.anaus.teacher if self.federation.cohort == "us" else self.agssd.teacher
+
     @model_validator(mode="after")
     def _check(self) -> Self:
-        sites = len(self.data.sites) or len(self.simulation.phantoms)
         require(
             [
                 ""
@@ -73,10 +72,19 @@ class RunConfig(Node):
                 else f"name = {self.name!r} may hold letters, digits, '.', '-' and '_'.",
                 within("threads", self.threads, 1, 1024),
                 within("seed", self.seed, 0, 2**31 - 1),
-                ""
-                if sites == 0 or sites >= self.federation.min_sites
-                else f"federation.min_sites = {self.federation.min_sites} can never be reached "
-                f"by {sites} sites. Lower it or add sites.",
+                *self._cohort_problems(),
             ]
         )
         return self
+
+    def _cohort_problems(self) -> list[str]:
+        sites = len(self.data.sites) or len(self.simulation.phantoms)
+        found = []
+        if 0 < sites < self.federation.min_sites:
+            found.append(
+                f"federation.min_sites = {self.federation.min_sites} can never be reached by "
+                f"{sites} sites. Lower it or add sites."
+            )
+        if not self.cohorts or len(set(self.cohorts)) < len(self.cohorts):
+            found.append("cohorts names none, or one twice. Use cohorts: [ct-mr].")
+        return found

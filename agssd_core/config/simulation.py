@@ -4,14 +4,22 @@ from typing import Literal, Self
 
 from pydantic import model_validator
 
-from agssd_core.config.node import Node, Size3, Spacing3, name_problem, require, within
+from agssd_core.config.node import (
+    Node,
+    ScanModality,
+    Size3,
+    Spacing3,
+    name_problem,
+    require,
+    within,
+)
 
 
 class PhantomSiteConfig(Node):
     """One phantom hospital: its modalities, scanner look, geometry and file formats."""
 
     name: str
-    modalities: tuple[Literal["CT", "MR"], ...] = ("CT",)
+    modalities: tuple[ScanModality, ...] = ("CT",)
     format: Literal["dicom", "nifti"] = "nifti"
     patients: int = 8
     size: Size3 = (64, 64, 48)
@@ -26,7 +34,7 @@ class PhantomSiteConfig(Node):
                 within("phantoms.patients", self.patients, 1, 10000),
                 *(within("phantoms.size", side, 16, 512) for side in self.size),
                 *(within("phantoms.spacing_mm", side, 0.3, 20) for side in self.spacing_mm),
-                "" if self.modalities else "phantoms.modalities is empty. Name CT, MR or both.",
+                "" if self.modalities else "phantoms.modalities is empty. Name CT, MR or US.",
             ]
         )
         return self
