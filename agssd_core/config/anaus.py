@@ -263,6 +263,19 @@ class AnausConfig(Node):
                 "keeps no statistics. Leave it false."
                 if self.share_statistics and self.backbone.norm == "group"
                 else "",
+                *self._uneven_heads(),
             ]
         )
         return self
+
+    def _uneven_heads(self) -> list[str]:
+        """GroupNorm of the heads needs widths that its groups divide."""
+        groups = self.backbone.groups
+        if self.backbone.norm != "group" or groups < 1:
+            return []
+        return [
+            f"anaus.head.{name} = {getattr(self.head, name)} is not a multiple of "
+            f"anaus.backbone.groups = {groups}. Choose a multiple."
+            for name in ("hidden_projector", "hidden_predictor")
+            if getattr(self.head, name) % groups
+        ]

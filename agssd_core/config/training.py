@@ -94,11 +94,16 @@ class TrainingConfig(Node):
 
 
 class MonitorConfig(Node):
-    """The collapse monitor: I = H(mean q) - mean H(q) over a window of samples, in nats.
+    """The collapse monitor.
+
+    AG-SSD: I = H(mean q) - mean H(q) over a window of volumes, in nats. ANAUS: rank, spread and
+    cosines of the teacher's projections of anatomies over a window of frames.
 
     Attributes:
-        window: samples that the monitor judges; it says nothing before they are full.
-        gate_nat: least I of every trained head.
+        window: volumes or frames that the monitor judges; it says nothing before they are full.
+        gate_nat: least I of every trained head (AG-SSD).
+        gate_gap: least lead of the cosine between two views of one anatomy over that between
+            different anatomies of a frame (ANAUS).
         stop_on_collapse: a site whose targets have collapsed at the end of a round keeps its
             update and declines with the reason ``collapsed``; the others' round goes on without
             it, and the next order finds it at its last good round, from the merged weights.
@@ -108,6 +113,7 @@ class MonitorConfig(Node):
 
     window: int = 256
     gate_nat: float = 0.1
+    gate_gap: float = 0.02
     stop_on_collapse: bool = False
 
     @model_validator(mode="after")
@@ -116,6 +122,7 @@ class MonitorConfig(Node):
             [
                 within("monitor.window", self.window, 16, 65536),
                 within("monitor.gate_nat", self.gate_nat, 0, 10),
+                within("monitor.gate_gap", self.gate_gap, 0, 2),
             ]
         )
         return self

@@ -3,15 +3,14 @@
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from agssd_core.models.cross_view import CrossViewAttention, GeomBias
 from agssd_core.models.decoders import DroppedTokenPredictor, LinearDecoder, TransformerDecoder
 from agssd_core.models.heads import AlignPredictor, DistillationHead
+from agssd_core.models.pair import NetworkPair
 from agssd_core.models.vit3d import VisionTransformer3d, VitShape
-from agssd_core.weights import ArraySpec, Schema, Weights, require_schema
 
 _TOKEN_MODULES = ("mask_token", "cls_token", "pos_embed")
 
@@ -124,20 +123,18 @@ class ModelState(nn.Module):
         self.register_buffer("cls_var", torch.ones(width))
 
 
-class StudentTeacher(nn.Module):
-    """The pair that is trained and merged.
+class StudentTeacher(NetworkPair):
+    """The pair that is trained and merged; the teacher stays in ``eval`` mode."""
 
-    The teacher starts as a copy of the student, never has gradients and stays in ``eval`` mode.
-    """
+    student: AgssdNetwork
+    teacher: AgssdNetwork
 
     def __init__(self, shape: AgssdShape) -> None:
-        super().__init__()
+        super().__init__(
+            AgssdNetwork(shape, student=True), AgssdNetwork(shape, student=False).eval()
+        )
         self.shape = shape
-        self.student = AgssdNetwork(shape, student=True)
-        self.teacher = AgssdNetwork(shape, student=False).eval()
-        self.teacher.requires_grad_(requires_grad=False)
         self.state = ModelState(shape.vit.width, shape.prototypes)
-        self.update_teacher(ema_momentum=0.0)
 
     def train(self, mode: bool = True) -> "StudentTeacher":
         """Set the student's mode; the teacher stays in ``eval``."""
@@ -145,68 +142,9 @@ class StudentTeacher(nn.Module):
         self.teacher.eval()
         return self
 
-    @torch.no_grad()
-    def update_teacher(self, *, ema_momentum: float) -> None:
-        """Move the teacher towards the student, in place.
-
-        Args:
-            ema_momentum: m in [0, 1]; exactly 1 changes no bit, exactly 0 copies the student.
-
-        Source:
-            Tarvainen & Valpola 2017, arXiv:1703.01780, Eq. 2.
-        """
-        if ema_momentum == 1:
-            return
-        student = dict(self.student.named_parameters())
-        names, targets = zip(*self.teacher.named_parameters(), strict=True)
-        torch._foreach_lerp_(list(targets), [student[name] for name in names], 1 - ema_momentum)
-
-    def shared_tensors(self, *, include_teacher: bool = True) -> dict[str, Tensor]:
-        """What is saved and federated, by its full name, sharing the model's memory.
-
-        Shared heads appear once; fixed position embeddings do not appear.
-        """
-        groups: dict[str, nn.Module] = {"student": self.student}
-        if include_teacher:
-            groups["teacher"] = self.teacher
-        named: dict[str, Tensor] = {
-            f"{group}/{name}": parameter.detach()
-            for group, network in groups.items()
-            for name, parameter in network.named_parameters()
-        }
-        return named | {f"state/{name}": buffer for name, buffer in self.state.named_buffers()}
-
-    def shared_schema(self, *, include_teacher: bool = True) -> Schema:
-        """Names, shapes and dtypes of ``shared_weights``, sorted by name."""
-        tensors = self.shared_tensors(include_teacher=include_teacher)
-        return tuple(
-            ArraySpec(name, tuple(tensors[name].shape), "float32") for name in sorted(tensors)
-        )
-
-    def shared_weights(self, *, include_teacher: bool = True) -> Weights:
-        """Copies of ``shared_tensors`` as float32 NumPy arrays."""
-        tensors = self.shared_tensors(include_teacher=include_teacher)
-        return {
-            name: np.array(tensor.cpu().numpy(), dtype=np.float32, copy=True)
-            for name, tensor in tensors.items()
-        }
-
-    @torch.no_grad()
-    def load_shared_weights(self, weights: Weights, *, include_teacher: bool = True) -> None:
-        """Copy arrays into the model, in place; nothing changes unless all of them fit.
-
-        Args:
-            weights: student and state groups, and the teacher's when it is included.
-            include_teacher: False leaves the teacher as it is; a teacher group is then ignored.
-
-        Raises:
-            WeightsError: a name, shape or dtype differs.
-        """
-        if not include_teacher:
-            weights = {n: array for n, array in weights.items() if not n.startswith("teacher/")}
-        require_schema(weights, self.shared_schema(include_teacher=include_teacher))
-        for name, tensor in self.shared_tensors(include_teacher=include_teacher).items():
-            tensor.copy_(torch.from_numpy(np.array(weights[name])))
+    def state_tensors(self) -> dict[str, Tensor]:
+        """The running statistics, sharing the model's memory."""
+        return dict(self.state.named_buffers())
 
 
 def takes_weight_decay(name: str, parameter: Tensor) -> bool:

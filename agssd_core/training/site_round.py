@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from agssd_core.config import RunConfig, dump_config
-from agssd_core.errors import CollapseError, TrainingError
+from agssd_core.errors import CollapseError
 from agssd_core.training.agssd_step import Learner, StepRandomness, StepResult, train_step
 from agssd_core.training.build import (
     base_learning_rate,
@@ -32,6 +32,7 @@ from agssd_core.training.checkpoint import (
     recover_site_state,
     save_site_state,
 )
+from agssd_core.training.devices import training_device
 from agssd_core.training.diagnostics import RunningMeans, record_step
 from agssd_core.training.distributed import current_group
 from agssd_core.training.monitor import CollapseMonitor, TeacherBatch
@@ -68,7 +69,7 @@ class SiteTrainer:
         torch.set_num_threads(config.threads)
         self.config, self.volumes, self.site = config, volumes, site
         self.group = current_group()
-        self.device = _device(config.training.device, self.group.rank)
+        self.device = training_device(config.training.device, self.group.rank)
         training, agssd = config.training, config.agssd
         self._own_batch = len(range(training.batch_size)[self._share()])
         self._learning_rate = base_learning_rate(
@@ -285,15 +286,3 @@ def plan_hash(config: RunConfig) -> str:
 def _shown(result: StepResult) -> TeacherBatch:
     targets = result.targets
     return TeacherBatch(targets.cls_probs, targets.patch_probs, targets.cls, targets.tokens)
-
-
-def _device(named: str, rank: int) -> torch.device:
-    """``auto`` is CUDA where there is one; each process of a site takes its own."""
-    available = torch.cuda.is_available()
-    if named == "cuda" and not available:
-        raise TrainingError(
-            "training.device = cuda, but no CUDA device is visible. Use training.device = auto."
-        )
-    if named == "cpu" or not available:
-        return torch.device("cpu")
-    return torch.device("cuda", rank % torch.cuda.device_count())
