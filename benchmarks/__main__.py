@@ -13,6 +13,7 @@ from pathlib import Path
 
 MODULES = (
     "bench_agssd",
+    "bench_anaus",
     "bench_edges",
     "bench_cache",
     "bench_rounds",
