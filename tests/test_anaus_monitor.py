@@ -23,7 +23,7 @@ def rows(frames, step, *, kind="healthy", scales=2):
             "healthy": picked + 0.1 * noise,
             "constant": torch.ones(picked.shape) + 0.001 * noise,
             "mixed": noise,  # spread out, but one anatomy's views are no closer than others'
-            "flat": picked[..., :1] * torch.ones(C) + 0.05 * noise,
+            "flat": picked[..., :1] * torch.ones(C) + 0.005 * noise,
         }
         found.append(ScaleRows(made[kind], ids))
     return tuple(found)

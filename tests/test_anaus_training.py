@@ -131,14 +131,15 @@ def test_metrics_name_what_the_report_shows():
     assert found["collapsed"] in (0, 1)
 
 
-def test_frames_that_have_nothing_to_tell_apart_are_called_collapsed():
-    """All frames equal and one anatomy each: projections differ by the crop alone."""
-    frames = MemoryFrames(count=1)
-    frames.images[0][:] = 128
-    frames.maps[0][:] = 1
-    trainer = us_trainer(frames, monitor={"stop_on_collapse": True, "window": 16})
-    with pytest.raises(CollapseError, match="projections have collapsed"):
-        trainer.train_steps(0, 8, 8)
+@pytest.mark.parametrize("stop", [False, True])
+def test_a_gate_that_fails_is_a_metric_or_ends_the_round(stop):
+    """No untrained model tells anatomies apart by a cosine of 1.5."""
+    trainer = us_trainer(monitor={"stop_on_collapse": stop, "window": 16, "gate_gap": 1.5})
+    if stop:
+        with pytest.raises(CollapseError, match=r"anatomy_gap\). Keep anaus.loss.align on"):
+            trainer.train_steps(0, 4, 8)
+    else:
+        assert trainer.train_steps(0, 4, 8)["collapsed"] == 1
 
 
 def test_fewer_frames_than_a_batch_train():

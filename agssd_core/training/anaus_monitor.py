@@ -20,7 +20,9 @@ from agssd_core.training.monitor import effective_rank
 from agssd_core.weights import Array
 
 LEAST_SPREAD = 0.05
-LEAST_RANK_SHARE = 0.5
+# Training gives up some of random projections' directions without harm: breast frames kept 0.43 to
+# 0.72 of the rank while anatomies moved apart; at a ruinous learning rate 0.12 was left.
+LEAST_RANK_SHARE = 0.25
 
 
 @dataclass(frozen=True)
