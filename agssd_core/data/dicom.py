@@ -24,7 +24,7 @@ from agssd_core.data.deidentify import (
 )
 from agssd_core.data.quiet import quiet_readers
 from agssd_core.data.volume import MAX_SIDE, MAX_VOXELS, Modality
-from agssd_core.errors import DataError, SeriesError
+from agssd_core.errors import DataError, OtherStorageError, SeriesError
 
 Triple = tuple[float, float, float]
 Orientation = tuple[float, float, float, float, float, float]
@@ -173,10 +173,11 @@ def _storage_modality(data: Dataset) -> Modality:
         raise SeriesError("the file is not DICOM, or is cut short. Export it again from the PACS.")
     modality = STORAGE_CLASSES.get(storage)
     if modality is None:
-        raise SeriesError(
-            "the file holds no CT or MR image (ultrasound, report, secondary capture or other). "
-            "Nothing needs doing."
+        message = (
+            "the file holds no CT or MR image, nor ultrasound (report, secondary capture or other)."
+            " Nothing needs doing."
         )
+        raise OtherStorageError(message, storage=storage, modality=_text(data, "Modality"))
     return modality
 
 

@@ -43,7 +43,7 @@ class NamedScan:
 
 def describe_name(path: Path) -> NamedScan:
     """Read a NIfTI file's name and sidecar."""
-    sidecar = _sidecar(path)
+    sidecar = read_sidecar(path.with_name(nifti_stem(path) + ".json"))
     words = _words(nifti_stem(path))
     said = str(sidecar.get("Modality", "")).casefold()
     folder = _words(path.parent.name)
@@ -89,8 +89,8 @@ def _patient(path: Path, words: list[str]) -> str:
     return stem if any(character.isdigit() for character in stem) else path.parent.name
 
 
-def _sidecar(path: Path) -> dict[str, Any]:
-    file = path.with_name(nifti_stem(path) + ".json")
+def read_sidecar(file: Path) -> dict[str, Any]:
+    """What a small JSON file says; empty where there is none or it is damaged."""
     try:
         if file.stat().st_size > SIDECAR_LIMIT_BYTES:
             return {}

@@ -1,7 +1,7 @@
 """Keep image readers from printing header values.
 
-pydicom and nibabel put offending values (names, dates, identifiers) into warnings and log
-lines. While a file from a hospital is open, all of that is dropped; what the user is told is
+pydicom, nibabel and others put offending values (names, dates, identifiers) into warnings and
+log lines. While a file from a hospital is open, all of that is dropped; what the user is told is
 written by us.
 """
 
@@ -10,7 +10,16 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-READERS = ("pydicom", "nibabel", "nibabel.global", "openjpeg", "jpeg_ls", "pylibjpeg")
+READERS = (
+    "pydicom",
+    "nibabel",
+    "nibabel.global",
+    "openjpeg",
+    "jpeg_ls",
+    "pylibjpeg",
+    "PIL",
+    "libav",
+)
 
 
 @contextmanager
