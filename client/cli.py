@@ -13,7 +13,9 @@ from agssd_core.config.load import load_config, parse_config
 from agssd_core.console import new_app, progress_bar, say
 from agssd_core.data.catalogue import (
     Catalogue,
+    ScanRecord,
     Skipped,
+    VolumeRecord,
     database,
     open_catalogue,
     source_paths,
@@ -23,6 +25,7 @@ from agssd_core.data.grouping import Selection
 from agssd_core.data.index import index_folders
 from agssd_core.data.prepare import prepare_site
 from agssd_core.errors import CatalogueError
+from client.delineate_cli import delineate
 from client.run import run_site
 
 app = new_app("Index, prepare and train on the scans of one hospital. No scan leaves it.")
@@ -37,14 +40,20 @@ def index(
     out: Annotated[Path, typer.Option("--out", "-o", help="The site's folder, made if new.")],
     modality: Annotated[
         Literal["CT", "MR"] | None,
-        typer.Option(help="Modality of NIfTI files that do not say it."),
+        typer.Option(
+            help="Modality of NIfTI files that do not say it. Images and videos are ultrasound, "
+            "and DICOM says what it is."
+        ),
     ] = None,
     only: Annotated[
-        Literal["CT", "MR"] | None, typer.Option(help="Take in this modality alone.")
+        Literal["CT", "MR", "US"] | None, typer.Option(help="Take in this modality alone.")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Make or update the catalogue of a site from folders of DICOM series and NIfTI files.
+    """Make or update the catalogue of a site from folders of scans.
+
+    CT and MR are read from DICOM series and NIfTI files; ultrasound from DICOM files, images (PNG,
+    JPEG, BMP, TIFF) and videos.
 
     Example: agssd-site index /pacs/export /research/nifti --out site
     """
@@ -57,10 +66,11 @@ def index(
             selection=Selection(modalities=(only,) if only else ()),
         )
     if as_json:
-        say(json.dumps({**_public(asdict(report)), "volumes": report.volumes}))
+        say(json.dumps(_public(asdict(report))))
         return
+    held = _volumes_and_clips(report.volumes, report.clips)
     say(
-        f"{report.volumes} volume(s) of {report.patients} patient(s): {report.added} new or "
+        f"{held} of {report.patients} patient(s): {report.added} new or "
         f"changed, {report.unchanged} unchanged, {report.removed} gone, {report.left_out} not "
         f"wanted; {report.ignored} other file(s) ignored."
     )
@@ -78,11 +88,11 @@ def prepare(
     ] = None,
     workers: Annotated[int, typer.Option(min=1, help="Processes.")] = 2,
     verify: Annotated[
-        bool, typer.Option("--verify", help="Compare checksums and redo damaged volumes.")
+        bool, typer.Option("--verify", help="Compare checksums and redo damaged scans.")
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Fill the cache that training reads from. Volumes that are ready are not done again.
+    """Fill the cache that training reads from. Scans that are ready are not done again.
 
     Example: agssd-site prepare site --config configs/simulation.yaml --workers 4
     """
@@ -94,15 +104,19 @@ def prepare(
         say(json.dumps({**_public(asdict(report)), "ready": report.ready}))
         return
     say(
-        f"{report.ready} volume(s) ready: {report.prepared} prepared now, {report.unchanged} "
+        f"{_volumes_and_clips(report.volumes, report.clips)} ready: {report.prepared} prepared "
+        f"now, {report.unchanged} "
         f"before; {len(report.skipped)} skipped."
     )
     _list_skipped(report.skipped, site=site)
     if not report.ready:
         raise CatalogueError(
-            "no volume is ready, at least one is needed for training. Mend what is listed above, "
-            "or index other folders."
+            "no volume is ready, and no ultrasound clip; at least one is needed for training. Mend "
+            "what is listed above, or index other folders."
         )
+
+
+app.command()(delineate)
 
 
 @app.command()
@@ -132,22 +146,22 @@ def skipped(
 
 @app.command()
 def show(site: SiteArgument, as_json: JsonOption = False) -> None:
-    """Show the volumes of a site under their pseudonyms.
+    """Show the volumes and ultrasound clips of a site under their pseudonyms.
 
     Example: agssd-site show site --json
     """
     catalogue = open_catalogue(site)
     if as_json:
-        say(json.dumps([asdict(record) for record in catalogue.records]))
+        rows = [{**asdict(record), "modality": record.modality} for record in catalogue.scans]
+        say(json.dumps(rows))
         return
-    for record in catalogue.records:
-        size = "x".join(str(side) for side in record.shape)
-        spacing = "x".join(f"{side:.2f}" for side in record.spacing_mm)
+    for record in catalogue.scans:
         say(
-            f"{record.volume}  patient {record.patient}  {record.modality}  {record.vendor}  "
-            f"{size} voxels of {spacing} mm"
+            f"{record.name}  patient {record.patient}  {record.modality}  {record.vendor}  "
+            f"{_size(record)}"
         )
-    say(f"{len(catalogue.records)} volume(s) of {catalogue.patient_count} patient(s).")
+    held = _volumes_and_clips(len(catalogue.records), len(catalogue.clips))
+    say(f"{held} of {catalogue.patient_count} patient(s).")
 
 
 @app.command()
@@ -172,10 +186,21 @@ def export(
     out: Annotated[Path, typer.Option("--out", "-o", help="File to write.")],
     of_run: Annotated[str, typer.Option("--run", help="Which, when the site has several.")] = "",
     network: Annotated[Literal["teacher", "student"], typer.Option(help="Which.")] = "teacher",
+    cohort: Annotated[
+        Literal["ct-mr", "us"] | None,
+        typer.Option(help="Whose encoder; may be left out where there is one."),
+    ] = None,
     form: Annotated[
-        Literal["monai-vit", "monai-unetr", "safetensors"],
-        typer.Option("--format", help="Names and shapes of the file's arrays."),
-    ] = "monai-vit",
+        Literal[
+            "monai-vit", "monai-unetr", "monai-resnet", "torchvision-resnet", "fpn", "safetensors"
+        ]
+        | None,
+        typer.Option(
+            "--format",
+            help="Names and shapes of the file's arrays; monai-vit for CT and MR, monai-resnet for "
+            "ultrasound if left out.",
+        ),
+    ] = None,
 ) -> None:
     """Take an encoder out of the newest round here, or of a checkpoint that was delivered.
 
@@ -183,8 +208,8 @@ def export(
     """
     from client.exporting import export_held
 
-    number = export_held(place, out, run=of_run, network=network, form=form)
-    say(f"{out}: {network} of round {number} as {form}")
+    number, chosen = export_held(place, out, run=of_run, cohort=cohort, network=network, form=form)
+    say(f"{out}: {network} of round {number} as {chosen}")
 
 
 def main() -> None:
@@ -193,14 +218,29 @@ def main() -> None:
 
 
 def _refusals(site: Path, catalogue: Catalogue) -> list[Skipped]:
-    """Volumes of the catalogue, as they are now, that could not be prepared."""
-    current = {(record.volume, record.fingerprint) for record in catalogue.records}
+    """Scans of the catalogue, as they are now, that could not be prepared."""
+    current = {(record.name, record.fingerprint) for record in catalogue.scans}
     with database(site, write=False) as table:
         return [
-            Skipped(volume, reason, tuple(true_path(p) for p in source_paths(table, volume)))
-            for (volume, _, fingerprint), reason in sorted(catalogue.refused.items())
-            if (volume, fingerprint) in current
+            Skipped(scan, reason, tuple(true_path(p) for p in source_paths(table, scan)))
+            for (scan, _, fingerprint), reason in sorted(catalogue.refused.items())
+            if (scan, fingerprint) in current
         ]
+
+
+def _volumes_and_clips(volumes: int, clips: int) -> str:
+    """``3 volume(s) and 12 clip(s)``, or the one kind that there is."""
+    given = [f"{volumes} volume(s)"] if volumes or not clips else []
+    return " and ".join([*given, f"{clips} clip(s)"] if clips else given)
+
+
+def _size(record: ScanRecord) -> str:
+    if isinstance(record, VolumeRecord):
+        size = "x".join(str(side) for side in record.shape)
+        spacing = "x".join(f"{side:.2f}" for side in record.spacing_mm)
+        return f"{size} voxels of {spacing} mm"
+    frames = f"{record.frames} frame(s)" if record.frames else "frames"
+    return f"{frames} of {record.rows}x{record.columns} pixels"
 
 
 def _printable(path: str) -> str:

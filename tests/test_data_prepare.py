@@ -25,7 +25,7 @@ from agssd_core.data.nifti import read_nifti
 from agssd_core.data.prepare import CHANGED, prepare_site
 from agssd_core.data.preprocess import preprocess
 from agssd_core.errors import CacheError, CatalogueError, ShapeError
-from tests.support.crashing import crash_on_mr
+from tests.support.crashing import crash_on_mr, wait_until_gone
 from tests.support.sites import FAST, make_raw_site, make_site
 
 
@@ -132,13 +132,14 @@ def test_prepare_does_nothing_twice_and_redoes_other_settings(tmp_path):
     assert len(SiteVolumes.open(site, other)) == 2
 
 
-def test_every_setting_but_the_folders_is_in_the_stamp():
+def test_every_setting_but_the_folders_and_ultrasound_is_in_the_stamp():
     plain = data_stamp(DataConfig())
     for name in DataConfig.model_fields:
         value = {"sites": {"a": "/x"}, "chunk": 32, "foreground_margin": 3}.get(name)
+        value = value or {"frames": {"max_side": 300}}.get(name)
         value = value or {"spacing_mm": (1, 1, 2)}.get(name) or (1.0, 90.0)
         changed = data_stamp(DataConfig(**{name: value}))
-        assert (changed == plain) == (name == "sites"), name
+        assert (changed == plain) == (name in ("sites", "frames")), name
 
 
 def test_a_flipped_byte_is_found_and_mended(tmp_path):
@@ -190,7 +191,7 @@ def test_a_killed_run_leaves_nothing_half_written_and_goes_on(tmp_path):
     process.wait()
     process.stdout.close()
     assert workers
-    _wait_until_gone(workers)
+    wait_until_gone(workers)
     ready = len(list(cache_folder(site).glob("*.json")))
     assert 2 <= ready < 6
     (cache_folder(site) / ".left-behind.1.tmp").write_bytes(b"half")
@@ -216,13 +217,6 @@ if __name__ == "__main__":
     prepare.prepare_one = wait_after_two
     prepare.prepare_site(Path(sys.argv[1]), FAST, workers=2)
 """
-
-
-def _wait_until_gone(processes, seconds=10.0):
-    ends = time.monotonic() + seconds
-    while left := [pid for pid in processes if Path(f"/proc/{pid}").exists()]:
-        assert time.monotonic() < ends, f"{left} outlive their parent"
-        time.sleep(0.05)
 
 
 def test_a_full_disk_is_named_and_leaves_nothing(tmp_path):

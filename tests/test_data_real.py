@@ -158,7 +158,7 @@ def test_compressed_samples_hold_the_same_voxels(real_data):
     np.testing.assert_array_equal(arrays[0].array, arrays[2].array)
 
 
-def test_ultrasound_is_left_out_with_its_reason(real_data):
+def test_ultrasound_is_no_volume(real_data):
     for file in sorted((real_data / "dicom" / "us").iterdir()):
         with pytest.raises(DataError, match="no CT or MR image"):
             stored([file])
@@ -169,14 +169,18 @@ def test_the_whole_folder_is_catalogued_and_nobody_is_named(real_data, tmp_path)
     report = index_folders(site, [real_data])
     catalogue = open_catalogue(site)
     assert report.volumes == 33
+    assert report.clips > 150
+    assert catalogue.cohorts == ("ct-mr", "us")
     by_patient = {record.patient for record in catalogue.records if record.kind == "dicom"}
     nifti = {record.patient for record in catalogue.records if record.kind == "nifti"}
     assert len(nifti) == 11
     assert len(by_patient & nifti) == 2  # the two patients that exist in both formats
     prepared = prepare_site(site, DataConfig(spacing_mm=(3.0, 3.0, 3.0)))
-    assert prepared.ready == 27
+    assert prepared.volumes == 27
+    assert len(prepared.skipped) == 6 + report.clips - prepared.clips
+    assert prepared.clips > 150
     for item in prepared.skipped:
-        assert "every side needs 8" in item.reason
-    public = repr(catalogue.records) + repr([item.reason for item in report.skipped])
-    assert "STS_" not in public
-    assert "dicom2nifti" not in public
+        assert "every side needs 8" in item.reason or "no echo area" in item.reason
+    public = repr(catalogue.scans) + repr([item.reason for item in report.skipped])
+    for word in ("STS_", "dicom2nifti", "benign", "Reg_"):
+        assert word not in public

@@ -8,10 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agssd_core.config.data import DataConfig
+from agssd_core.data.array_file import VOLUME, read_part
 from agssd_core.data.cache_file import (
     CacheEntry,
     VolumeInfo,
-    damaged,
     data_stamp,
     open_voxels,
     read_entry,
@@ -114,13 +114,7 @@ class SiteVolumes:
         return np.pad(values, pad, mode="edge") if any(map(any, pad)) else values
 
     def _read(self, index: int, box: tuple[slice, slice, slice]) -> NDArray[np.uint16]:
-        voxels = self._voxels(index)
-        try:
-            # blosc2 has one context for each open file and guards it itself: get_slice_numpy holds
-            # a lock of its own, and the interpreter's, for as long as it decompresses.
-            return np.asarray(voxels[box])
-        except (OSError, RuntimeError, ValueError):
-            raise damaged() from None
+        return read_part(self._voxels(index), box, content=VOLUME)
 
     def _voxels(self, index: int) -> Any:
         with self._guard:

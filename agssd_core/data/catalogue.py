@@ -1,15 +1,18 @@
-"""The table of a site's volumes.
+"""The table of a site's volumes and ultrasound clips.
 
 A site's folder::
 
     SITE/                    mode 0700
-      catalogue.sqlite       mode 0600: source files (paths!), volumes, skipped items, refusals
+      catalogue.sqlite       mode 0600: source files (paths!), scans, skipped items, refusals
       private/secret.key     mode 0600: secret of the pseudonyms
       cache/VOLUME.b2nd      voxels of a prepared volume, compressed in chunks
       cache/VOLUME.json      its geometry, stamp and checksum; written last
+      cache/CLIP.b2nd, CLIP.json                the same of a prepared ultrasound clip
+      cache/CLIP.SOURCE.b2nd, CLIP.SOURCE.json  its label maps, by whoever drew them
       lock                   held by the command that is changing the folder
 
 Everything but the table ``files``, ``sources`` and the paths of ``skipped`` is pseudonymous.
+Volumes and clips are named in different name spaces, so ``sources`` and ``refused`` hold both.
 """
 
 import fcntl
@@ -18,11 +21,34 @@ import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
-from agssd_core.data.volume import Modality
+from agssd_core.config.federation import COHORT_OF, Cohort
+from agssd_core.data.records import (
+    ClipRecord,
+    ScanRecord,
+    Skipped,
+    VolumeRecord,
+    clip_record,
+    volume_record,
+)
 from agssd_core.errors import CatalogueError
+
+__all__ = [
+    "CATALOGUE_NAME",
+    "Catalogue",
+    "ClipRecord",
+    "ScanRecord",
+    "Skipped",
+    "VolumeRecord",
+    "database",
+    "open_catalogue",
+    "site_lock",
+    "source_paths",
+    "stored_path",
+    "true_path",
+]
 
 CATALOGUE_NAME = "catalogue.sqlite"
 RAW_NAME = "raw-bytes:"
@@ -30,6 +56,7 @@ SCHEMA = """
 CREATE TABLE IF NOT EXISTS files(path TEXT PRIMARY KEY, relative TEXT, size INTEGER,
     mtime INTEGER, assumed TEXT, kind TEXT, header TEXT, reason TEXT);
 CREATE TABLE IF NOT EXISTS volumes(volume TEXT PRIMARY KEY, record TEXT);
+CREATE TABLE IF NOT EXISTS clips(clip TEXT PRIMARY KEY, record TEXT);
 CREATE TABLE IF NOT EXISTS sources(volume TEXT, position INTEGER, path TEXT);
 CREATE TABLE IF NOT EXISTS skipped(reference TEXT, reason TEXT, paths TEXT);
 CREATE TABLE IF NOT EXISTS refused(volume TEXT PRIMARY KEY, stamp TEXT, fingerprint TEXT,
@@ -40,62 +67,55 @@ CREATE INDEX IF NOT EXISTS sources_by_volume ON sources(volume);
 
 
 @dataclass(frozen=True)
-class VolumeRecord:
-    """One scan of the catalogue.
+class Catalogue:
+    """A site's volumes and clips, each sorted by name.
 
     Attributes:
-        volume: pseudonym, also the stem of its cache files.
-        patient: pseudonym; equal at sites that share a secret.
-        kind: ``dicom`` or ``nifti``.
-        shape: stored size; (columns, rows, slices) for DICOM.
-        spacing_mm: of the stored axes.
-        fingerprint: changes when a source file does.
+        records: the volumes.
+        refused: (scan, stamp, fingerprint) of what could not be prepared -> reason.
     """
-
-    volume: str
-    patient: str
-    study: str
-    modality: Modality
-    vendor: str
-    model: str
-    kind: str
-    shape: tuple[int, int, int]
-    spacing_mm: tuple[float, float, float]
-    fingerprint: str
-
-
-@dataclass(frozen=True)
-class Skipped:
-    """Something that was left out; ``reference`` is its public name."""
-
-    reference: str
-    reason: str
-    paths: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Catalogue:
-    """A site's volumes, sorted by name."""
 
     site_dir: Path
     records: tuple[VolumeRecord, ...]
     skipped: tuple[Skipped, ...]
     refused: dict[tuple[str, str, str], str]
     secret_fingerprint: str
+    clips: tuple[ClipRecord, ...] = ()
+
+    @property
+    def scans(self) -> tuple[ScanRecord, ...]:
+        """Volumes, then clips."""
+        return (*self.records, *self.clips)
 
     @property
     def patients(self) -> frozenset[str]:
-        """Pseudonyms of all patients with a volume."""
-        return frozenset(record.patient for record in self.records)
+        """Pseudonyms of all patients with a volume or clip."""
+        return frozenset(record.patient for record in self.scans)
 
     @property
     def patient_count(self) -> int:
-        """Number of patients with a volume."""
+        """Number of patients with a volume or clip."""
         return len(self.patients)
 
-    def refusal(self, record: VolumeRecord, stamp: str) -> str | None:
-        """Why this volume could not be prepared under these settings; None if it was not tried."""
-        return self.refused.get((record.volume, stamp, record.fingerprint))
+    @property
+    def cohorts(self) -> tuple[Cohort, ...]:
+        """The cohorts that this site has scans for, sorted."""
+        return tuple(sorted({COHORT_OF[record.modality] for record in self.scans}))
+
+    def patients_of(self, cohort: Cohort) -> frozenset[str]:
+        """Pseudonyms of the patients with a scan for this cohort."""
+        return frozenset(record.patient for record in self._scans_of(cohort))
+
+    def scan_count(self, cohort: Cohort) -> int:
+        """Number of volumes or clips for this cohort."""
+        return len(self._scans_of(cohort))
+
+    def refusal(self, record: ScanRecord, stamp: str) -> str | None:
+        """Why this scan could not be prepared under these settings; None if it was not tried."""
+        return self.refused.get((record.name, stamp, record.fingerprint))
+
+    def _scans_of(self, cohort: Cohort) -> list[ScanRecord]:
+        return [record for record in self.scans if COHORT_OF[record.modality] == cohort]
 
 
 def open_catalogue(site_dir: Path) -> Catalogue:
@@ -110,6 +130,9 @@ def open_catalogue(site_dir: Path) -> Catalogue:
         )
     with database(site_dir, write=False) as table:
         rows = table.execute("SELECT record FROM volumes ORDER BY volume").fetchall()
+        # A catalogue made before ultrasound was read has no such table, nor could it be added
+        # where the folder is read-only.
+        clips = _clip_rows(table)
         skipped = table.execute(
             "SELECT reference, reason, paths FROM skipped ORDER BY reason, reference"
         ).fetchall()
@@ -117,19 +140,15 @@ def open_catalogue(site_dir: Path) -> Catalogue:
         mark = table.execute("SELECT value FROM meta WHERE name = 'secret'").fetchone()
     return Catalogue(
         site_dir,
-        tuple(_record(row[0]) for row in rows),
+        tuple(volume_record(row[0]) for row in rows),
         tuple(
             Skipped(row[0], row[1], tuple(true_path(path) for path in json.loads(row[2])))
             for row in skipped
         ),
         {(row[0], row[1], row[2]): row[3] for row in refused},
         mark[0] if mark else "",
+        tuple(clip_record(text) for text in clips),
     )
-
-
-def record_json(record: VolumeRecord) -> str:
-    """A record as the catalogue stores it."""
-    return json.dumps(asdict(record))
 
 
 def stored_path(path: Path) -> str:
@@ -148,10 +167,10 @@ def true_path(text: str) -> str:
     return text
 
 
-def source_paths(table: sqlite3.Connection, volume: str) -> tuple[str, ...]:
-    """Stored paths of a volume's files, in the order of reading. Private."""
+def source_paths(table: sqlite3.Connection, scan: str) -> tuple[str, ...]:
+    """Stored paths of a volume's or clip's files, in the order of reading. Private."""
     query = "SELECT path FROM sources WHERE volume = ? ORDER BY position"
-    return tuple(row[0] for row in table.execute(query, (volume,)))
+    return tuple(row[0] for row in table.execute(query, (scan,)))
 
 
 @contextmanager
@@ -183,7 +202,7 @@ def database(site_dir: Path, *, write: bool = True) -> Iterator[sqlite3.Connecti
     except sqlite3.DatabaseError:
         raise CatalogueError(
             "the catalogue is damaged. Move catalogue.sqlite away and index the folders again; "
-            "prepared volumes are kept."
+            "prepared scans are kept."
         ) from None
     except OSError as error:
         raise CatalogueError(
@@ -216,8 +235,8 @@ def site_lock(site_dir: Path) -> Iterator[None]:
         yield
 
 
-def _record(text: str) -> VolumeRecord:
-    plain = json.loads(text)
-    return VolumeRecord(
-        **{**plain, "shape": tuple(plain["shape"]), "spacing_mm": tuple(plain["spacing_mm"])}
-    )
+def _clip_rows(table: sqlite3.Connection) -> list[str]:
+    query = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'clips'"
+    if table.execute(query).fetchone() is None:
+        return []
+    return [row[0] for row in table.execute("SELECT record FROM clips ORDER BY clip")]

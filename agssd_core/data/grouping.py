@@ -1,4 +1,4 @@
-"""Group catalogued files into volumes and list what is left out."""
+"""Group catalogued files into volumes and clips, and list what is left out."""
 
 import hashlib
 import json
@@ -9,11 +9,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from agssd_core.data.catalogue import Skipped, VolumeRecord, record_json
+from agssd_core.config.node import ScanModality
 from agssd_core.data.deidentify import Pseudonymiser
-from agssd_core.data.headers import dicom_header, nifti_header
+from agssd_core.data.headers import CLIP_KINDS, clip_header, dicom_header, nifti_header
+from agssd_core.data.records import ClipRecord, ScanRecord, Skipped, VolumeRecord, record_json
 from agssd_core.data.series import COPY, StoredFile, select_slices, stack_affine
-from agssd_core.data.volume import Modality, check_affine, check_shape, spacing_of
+from agssd_core.data.volume import check_affine, check_shape, spacing_of
 from agssd_core.errors import DataError
 
 FileState = dict[str, tuple[int, int]]
@@ -21,22 +22,24 @@ FileState = dict[str, tuple[int, int]]
 
 @dataclass(frozen=True)
 class Selection:
-    """Which volumes a catalogue takes in. An empty tuple takes all.
+    """Which volumes and clips a catalogue takes in. An empty tuple takes all.
 
     Attributes:
         patients: as the hospital names them (PatientID, folder or file name), not pseudonyms.
         vendors: as in ``deidentify.VENDORS``.
     """
 
-    modalities: tuple[Modality, ...] = ()
+    modalities: tuple[ScanModality, ...] = ()
     patients: tuple[str, ...] = ()
     vendors: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Grouped:
-    """What changed in the catalogue."""
+    """What the catalogue holds now, and what changed in it; scans are volumes and clips."""
 
+    volumes: int
+    clips: int
     added: int
     unchanged: int
     removed: int
@@ -47,17 +50,17 @@ class Grouped:
 
 @dataclass(frozen=True)
 class _Found:
-    record: VolumeRecord
+    record: ScanRecord
     paths: tuple[str, ...]
 
 
 def regroup(
     table: sqlite3.Connection, pseudonymiser: Pseudonymiser, selection: Selection
 ) -> Grouped:
-    """Rebuild the volumes and the list of skipped items from the files, in one transaction.
+    """Rebuild the scans and the list of skipped items from the files, in one transaction.
 
     Where nothing would be left the catalogue stays as it was: a share that is not mounted, or a
-    selection that fits nothing, must not cost a site its prepared volumes.
+    selection that fits nothing, must not cost a site its prepared scans.
     """
     skipped = [
         Skipped(pseudonymiser.reference(path), reason, (path,))
@@ -66,21 +69,19 @@ def regroup(
     everything = [
         *_dicom_volumes(table, pseudonymiser, skipped),
         *_nifti_volumes(table, pseudonymiser, skipped),
+        *_clips(table, pseudonymiser, skipped),
     ]
-    wanted_patients = {pseudonymiser.patient(name) for name in selection.patients}
-    kept = {
-        found.record.volume: found
-        for found in everything
-        if (not selection.modalities or found.record.modality in selection.modalities)
-        and (not wanted_patients or found.record.patient in wanted_patients)
-        and (not selection.vendors or found.record.vendor in selection.vendors)
-    }
-    before = dict(table.execute("SELECT volume, record FROM volumes").fetchall())
-    after = {volume: record_json(found.record) for volume, found in kept.items()}
+    kept = _selected(everything, pseudonymiser, selection)
+    query = "SELECT volume, record FROM volumes UNION ALL SELECT clip, record FROM clips"
+    before = dict(table.execute(query).fetchall())
+    after = {name: record_json(found.record) for name, found in kept.items()}
     if kept or not before:
         _store(table, kept, skipped, mark=pseudonymiser.fingerprint)
-    same = sum(before.get(volume) == record for volume, record in after.items())
+    same = sum(before.get(name) == record for name, record in after.items())
+    clips = sum(isinstance(found.record, ClipRecord) for found in kept.values())
     return Grouped(
+        volumes=len(kept) - clips,
+        clips=clips,
         added=len(after) - same,
         unchanged=same,
         removed=len(before.keys() - after.keys()),
@@ -90,15 +91,30 @@ def regroup(
     )
 
 
+def _selected(
+    everything: Sequence[_Found], pseudonymiser: Pseudonymiser, selection: Selection
+) -> dict[str, _Found]:
+    patients = {pseudonymiser.patient(name) for name in selection.patients}
+    return {
+        found.record.name: found
+        for found in everything
+        if (not selection.modalities or found.record.modality in selection.modalities)
+        and (not patients or found.record.patient in patients)
+        and (not selection.vendors or found.record.vendor in selection.vendors)
+    }
+
+
 def _store(
     table: sqlite3.Connection, kept: dict[str, _Found], skipped: Sequence[Skipped], *, mark: str
 ) -> None:
     with table:
-        for name in ("volumes", "sources", "skipped"):
-            table.execute(f"DELETE FROM {name}")  # noqa: S608 - our own three names
-        for volume, found in kept.items():
-            table.execute("INSERT INTO volumes VALUES (?, ?)", (volume, record_json(found.record)))
-            rows = [(volume, position, path) for position, path in enumerate(found.paths)]
+        for name in ("volumes", "clips", "sources", "skipped"):
+            table.execute(f"DELETE FROM {name}")  # noqa: S608 - our own four names
+        for scan, found in kept.items():
+            place = "clips" if isinstance(found.record, ClipRecord) else "volumes"
+            row = (scan, record_json(found.record))
+            table.execute(f"INSERT INTO {place} VALUES (?, ?)", row)  # noqa: S608 - one of two
+            rows = [(scan, position, path) for position, path in enumerate(found.paths)]
             table.executemany("INSERT INTO sources VALUES (?, ?, ?)", rows)
         rows_out = [(item.reference, item.reason, json.dumps(item.paths)) for item in skipped]
         table.executemany("INSERT INTO skipped VALUES (?, ?, ?)", rows_out)
@@ -157,7 +173,7 @@ def _nifti_volumes(
     query = (
         "SELECT path, relative, size, mtime, header FROM files WHERE kind = 'nifti' ORDER BY path"
     )
-    taken: dict[str, int] = defaultdict(int)
+    twins = _Twins()
     contents: set[str] = set()
     for path, relative, size, mtime, text in table.execute(query).fetchall():
         header = nifti_header(text)
@@ -165,12 +181,8 @@ def _nifti_volumes(
             skipped.append(Skipped(pseudonymiser.reference(path), COPY, (path,)))
             continue
         contents.add(header.content)
-        # Names depend on the place within the folder, not on where the folder lies, so that a
-        # copied folder gives the same order of volumes.
-        twin = f"{header.patient}/{relative}"
-        taken[twin] += 1
         record = VolumeRecord(
-            volume=pseudonymiser.key("volume", "nifti", twin, str(taken[twin])),
+            volume=pseudonymiser.key("volume", "nifti", *twins.of(header.patient, relative)),
             patient=header.patient,
             study="",
             modality=header.modality,
@@ -182,6 +194,54 @@ def _nifti_volumes(
             fingerprint=_fingerprint([path], {path: (size, mtime)}),
         )
         yield _Found(record, (path,))
+
+
+def _clips(
+    table: sqlite3.Connection, pseudonymiser: Pseudonymiser, skipped: list[Skipped]
+) -> Iterator[_Found]:
+    query = (
+        "SELECT path, relative, size, mtime, kind, header FROM files "
+        "WHERE kind IN (?, ?, ?) ORDER BY path"
+    )
+    twins = _Twins()
+    seen: set[str] = set()
+    for path, relative, size, mtime, kind, text in table.execute(query, CLIP_KINDS).fetchall():
+        header = clip_header(text)
+        marks = {header.content, f"instance {header.instance}"}
+        if marks & seen:
+            skipped.append(Skipped(pseudonymiser.reference(path), COPY, (path,)))
+            continue
+        seen |= marks
+        parts = (header.instance,) if kind == "us-dicom" else twins.of(header.patient, relative)
+        record = ClipRecord(
+            clip=pseudonymiser.key("clip", kind, *parts),
+            patient=header.patient,
+            study=header.study,
+            vendor=header.vendor,
+            model=header.model,
+            kind=kind,
+            frames=header.frames,
+            rows=header.rows,
+            columns=header.columns,
+            fingerprint=_fingerprint([path], {path: (size, mtime)}),
+        )
+        yield _Found(record, (path,))
+
+
+class _Twins:
+    """Names of files by their place within the folder, not by where the folder lies.
+
+    So a copied folder gives the same order of scans. Two folders may hold the same places.
+    """
+
+    def __init__(self) -> None:
+        self._taken: dict[str, int] = defaultdict(int)
+
+    def of(self, patient: str, relative: str) -> tuple[str, str]:
+        """The place, and how many files had it until now."""
+        place = f"{patient}/{relative}"
+        self._taken[place] += 1
+        return place, str(self._taken[place])
 
 
 def _fingerprint(paths: Sequence[str], states: FileState) -> str:

@@ -1,4 +1,4 @@
-"""Make a site's catalogue: find scans, read their headers, group them into volumes.
+"""Make a site's catalogue: find scans, read their headers, group them into volumes and clips.
 
 A file whose size and time of change are known is not read again, so a second run is quick and
 an interrupted one goes on where it stopped.
@@ -28,6 +28,9 @@ from agssd_core.errors import CatalogueError, DataError
 
 Progress = Callable[[int, int], None]
 COMMIT_SECONDS = 2.0
+REMEDY = "Name folders with DICOM, NIfTI files, or images and videos of ultrasound"
+# Raised when files that were passed over before may now be scans.
+READERS = "2"
 
 
 @dataclass(frozen=True)
@@ -35,12 +38,15 @@ class IndexReport:
     """What one run of ``index_folders`` did.
 
     Attributes:
-        added, unchanged, removed: volumes against the catalogue as it was (a changed one counts
-            as added).
-        left_out: volumes that the selection does not want.
+        volumes, clips: in the catalogue now.
+        added, unchanged, removed: both together against the catalogue as it was (a changed one
+            counts as added).
+        left_out: volumes and clips that the selection does not want.
         ignored: files that are no scan by name and content.
     """
 
+    volumes: int
+    clips: int
     added: int
     unchanged: int
     removed: int
@@ -48,11 +54,6 @@ class IndexReport:
     ignored: int
     patients: int
     skipped: tuple[Skipped, ...]
-
-    @property
-    def volumes(self) -> int:
-        """Volumes in the catalogue now."""
-        return self.added + self.unchanged
 
 
 def index_folders(
@@ -73,7 +74,7 @@ def index_folders(
         folders: searched with all their subfolders.
         progress: told (files done, files in all).
         assume_modality: of NIfTI files whose names and sidecars do not say it.
-        selection: which volumes the catalogue takes in; the rest is counted as left out.
+        selection: which scans the catalogue takes in; the rest is counted as left out.
         secret: for a new site, so that sites on one machine agree on pseudonyms.
 
     Raises:
@@ -85,16 +86,19 @@ def index_folders(
     with site_lock(site_dir):
         pseudonymiser = ensure_secret(site_dir, secret)
         with database(site_dir) as table:
+            _doubt_old_readings(table)
             _forget_vanished(table, folders, {path for path, _ in found})
             ignored = _read_headers(
                 table, found, pseudonymiser, assumed=assume_modality, progress=progress
             )
             _forget_moved(table)
             outcome = regroup(table, pseudonymiser, selection or Selection())
-    if not outcome.added + outcome.unchanged:
+    if not outcome.volumes + outcome.clips:
         reasons = [item.reason for item in outcome.skipped]
         raise _nothing(len(folders), files=len(found), left_out=outcome.left_out, reasons=reasons)
     return IndexReport(
+        volumes=outcome.volumes,
+        clips=outcome.clips,
         added=outcome.added,
         unchanged=outcome.unchanged,
         removed=outcome.removed,
@@ -110,18 +114,18 @@ def _nothing(
 ) -> CatalogueError:
     if left_out:
         return CatalogueError(
-            f"{left_out} volume(s) were found but the selection wants none of them. Name other "
+            f"{left_out} scan(s) were found but the selection wants none of them. Name other "
             "modalities, patients or vendors."
         )
     if not files:
         return CatalogueError(
-            f"{folders} folder(s) hold no file, at least one CT or MR scan is needed. Name folders "
-            "with DICOM series or NIfTI files; is a network share not mounted?"
+            f"{folders} folder(s) hold no file, at least one CT, MR or ultrasound scan is needed. "
+            f"{REMEDY}; is a network share not mounted?"
         )
     return CatalogueError(
-        f"no usable CT or MR scan was found among {files} file(s) in {folders} folder(s), at least "
-        "one is needed. Name folders with DICOM series or NIfTI files; `agssd-site skipped SITE` "
-        "lists what was left out and why." + (f" The first: {reasons[0]}" if reasons else "")
+        f"no usable CT or MR scan was found among {files} file(s) in {folders} folder(s) and no "
+        f"ultrasound, at least one is needed. {REMEDY}; `agssd-site skipped SITE` lists what was "
+        "left out and why." + (f" The first: {reasons[0]}" if reasons else "")
     )
 
 
@@ -164,6 +168,15 @@ def _walk(root: Path, site_dir: Path) -> Iterator[Path]:
     yield from closed
 
 
+def _doubt_old_readings(table: sqlite3.Connection) -> None:
+    """Have files read again that an earlier version, with fewer readers, could not use."""
+    with table:
+        mark = table.execute("SELECT value FROM meta WHERE name = 'readers'").fetchone()
+        if mark is None or mark[0] != READERS:
+            table.execute("UPDATE files SET size = -2 WHERE kind IN ('other', 'unusable')")
+            table.execute("INSERT OR REPLACE INTO meta VALUES ('readers', ?)", (READERS,))
+
+
 def _forget_vanished(table: sqlite3.Connection, folders: Sequence[Path], found: set[Path]) -> None:
     roots = [folder.resolve() for folder in folders]
     with table:
@@ -177,8 +190,8 @@ def _forget_moved(table: sqlite3.Connection) -> None:
     """Drop files that are gone and were found again elsewhere: a folder that was renamed."""
     places: dict[str, list[str]] = defaultdict(list)
     query = (
-        "SELECT json_extract(header, '$.instance', '$.content'), path FROM files "
-        "WHERE header IS NOT NULL"
+        "SELECT COALESCE(json_extract(header, '$.content'), json_extract(header, '$.instance')), "
+        "path FROM files WHERE header IS NOT NULL"
     )
     for scan, text in table.execute(query):
         places[scan].append(text)
@@ -234,7 +247,7 @@ def _read_one(
         kind = scan_kind(path)
         if kind is None:
             return "other", None, None
-        return kind, read_header(path, kind, pseudonymiser, modality=assumed), None
+        return *read_header(path, kind, pseudonymiser, modality=assumed), None
     except DataError as error:
         return "unusable", None, str(error)
     except FileNotFoundError:
