@@ -113,12 +113,12 @@ class ViewBatch:
 
 
 def volume_order(count: int, *, seed: int, site: str, step: int, batch_size: int) -> list[int]:
-    """Volumes of one step: every pass over the data is a new seeded permutation.
+    """Volumes, or frames, of one step: every pass over the data is a new seeded permutation.
 
     A pure function of its arguments; no state is kept between steps, so a run resumes anywhere.
     """
     if count < 1:
-        raise ShapeError("there are no volumes to draw from. Index and prepare the site first.")
+        raise ShapeError("there is nothing to draw from. Index and prepare the site first.")
     first = step * batch_size
     chosen: list[int] = []
     for pass_ in range(first // count, (first + batch_size - 1) // count + 1):

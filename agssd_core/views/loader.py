@@ -1,19 +1,45 @@
 """Cutting the next steps' views while the current step trains."""
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
 
 from agssd_core.config import AgssdConfig
 from agssd_core.views.batch import ViewBatch, make_batch
 from agssd_core.views.reading import VolumeReader
 
+T = TypeVar("T")
+
+
+def prefetched(make: Callable[[int], T], steps: range, *, workers: int) -> Iterator[T]:
+    """What ``make`` gives for every step, in order, up to ``workers`` steps ahead.
+
+    Threads are enough: decompression and tensor arithmetic release the interpreter lock. An error
+    in a thread is raised here, at its step. Leaving early or closing the iterator drops what was
+    prefetched and ends the threads.
+    """
+    if workers == 0:
+        yield from map(make, steps)
+        return
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="agssd-views")
+    ahead: deque[Future[T]] = deque()
+    try:
+        for step in steps:
+            ahead.append(pool.submit(make, step))
+            # One batch more than threads keeps all of them busy while a step trains.
+            if len(ahead) > workers:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
 
 class BatchLoader:
     """Yields the batches of consecutive steps; the number of threads never changes a bit.
 
-    Threads are enough: decompression and tensor arithmetic release the interpreter lock. They
-    live only while :meth:`steps` is being read.
+    The threads live only while :meth:`steps` is being read.
     """
 
     def __init__(
@@ -38,25 +64,9 @@ class BatchLoader:
     def steps(self, first: int, count: int) -> Iterator[ViewBatch]:
         """Batches of the global steps ``first`` to ``first + count``, in order.
 
-        An error in a thread is raised here, at its step. Leaving early or closing the iterator
-        drops what was prefetched and ends the threads.
+        Errors and leaving early are as in :func:`prefetched`.
         """
-        if self._workers == 0:
-            yield from map(self._batch, range(first, first + count))
-            return
-        pool = ThreadPoolExecutor(self._workers, thread_name_prefix="agssd-views")
-        ahead: deque[Future[ViewBatch]] = deque()
-        waiting = iter(range(first, first + count))
-        try:
-            for step in waiting:
-                ahead.append(pool.submit(self._batch, step))
-                # One batch more than threads keeps all of them busy while a step trains.
-                if len(ahead) > self._workers:
-                    yield ahead.popleft().result()
-            while ahead:
-                yield ahead.popleft().result()
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+        return prefetched(self._batch, range(first, first + count), workers=self._workers)
 
     def _batch(self, step: int) -> ViewBatch:
         return make_batch(
