@@ -25,6 +25,14 @@ class SeriesError(DataError):
     """A DICOM series is incomplete, mixed or uneven."""
 
 
+class OtherStorageError(SeriesError):
+    """A DICOM file is no CT or MR; its storage class and modality are no part of the message."""
+
+    def __init__(self, message: str, *, storage: str, modality: str) -> None:
+        super().__init__(message)
+        self.storage, self.modality = storage, modality
+
+
 class VolumeError(DataError):
     """A volume's array or geometry cannot be used."""
 

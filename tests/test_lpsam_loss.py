@@ -62,3 +62,28 @@ def test_masks_of_another_size_are_refused():
         pair_costs(torch.zeros(1, 8, 8), torch.zeros(1, 4, 4))
     with pytest.raises(ShapeError, match="Pass one set a frame"):
         delineation_loss(torch.zeros(2, 1, 8, 8), torch.zeros(2, 1), [torch.zeros(1, 8, 8)])
+
+
+@pytest.mark.parametrize("surest", range(3))
+def test_of_prompts_that_fit_equally_the_surest_keeps_the_structure(surest):
+    masks = _two_structures()[:1]
+    same = (masks[0] * 2 - 1) * 3
+    iou = torch.full((1, 3), 0.2)
+    iou[0, surest] = 0.6
+    delineation_loss(torch.stack([same] * 3)[None], iou.requires_grad_(), [masks]).backward()
+    # Only the surest is told that it fits; the others learn to leave the structure to it.
+    assert [value < 0 for value in iou.grad[0]] == [index == surest for index in range(3)]
+
+
+def test_a_better_mask_beats_a_surer_prompt():
+    masks = _two_structures()[:1]
+    good, bad = (masks[0] * 2 - 1) * 6, -(masks[0] * 2 - 1) * 6
+    iou = torch.tensor([[0.95, 0.05]], requires_grad=True)
+    delineation_loss(torch.stack([bad, good])[None], iou, [masks]).backward()
+    assert iou.grad[0, 0] > 0 > iou.grad[0, 1]
+
+
+def test_costs_that_are_not_finite_give_a_loss_that_is_not_finite():
+    logits = torch.full((1, 2, 8, 8), float("nan"))
+    loss = delineation_loss(logits, torch.zeros(1, 2), [_two_structures()])
+    assert not torch.isfinite(loss)

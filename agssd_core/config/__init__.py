@@ -21,6 +21,7 @@ from agssd_core.config.federation import (
 )
 from agssd_core.config.frames import FramesConfig
 from agssd_core.config.load import config_from_json, dump_config, load_config, parse_config
+from agssd_core.config.lpsam import LpsamConfig
 from agssd_core.config.presets import PRESETS
 from agssd_core.config.run import RunConfig
 from agssd_core.config.simulation import (
@@ -50,6 +51,7 @@ __all__ = [
     "FramesConfig",
     "HeadConfig",
     "LossConfig",
+    "LpsamConfig",
     "MergeConfig",
     "ModelConfig",
     "MonitorConfig",

@@ -29,7 +29,15 @@ PRESETS: dict[str, dict[str, Any]] = {
                 "hidden_predictor": 128,
                 "fpn": 32,
             },
+            "optimiser": {"learning_rate": 0.3},
             "batch_size": 8,
+        },
+        "lpsam": {
+            "image_size": 64,
+            "regions": 4,
+            "blocks": 2,
+            "adapters": {"steps": 150},
+            "engine": {"steps": 150},
         },
         "training": {"optimiser": {"learning_rate": 2e-3}},
         "data": {
@@ -46,5 +54,6 @@ PRESETS: dict[str, dict[str, Any]] = {
             "head": {"prototypes": 8192},
         },
         "anaus": {"backbone": {"depth": 50}},
+        "lpsam": {"architecture": "vit-b"},
     },
 }

@@ -9,6 +9,8 @@ from agssd_core.config.agssd import AgssdConfig, TeacherConfig
 from agssd_core.config.anaus import AnausConfig
 from agssd_core.config.data import DataConfig
 from agssd_core.config.federation import Cohort, FederationConfig
+from agssd_core.config.frames import FramesConfig
+from agssd_core.config.lpsam import LpsamConfig
 from agssd_core.config.node import Node, require, within
 from agssd_core.config.simulation import SimulationConfig
 from agssd_core.config.training import MonitorConfig, TrackingConfig, TrainingConfig
@@ -33,6 +35,7 @@ class RunConfig(Node):
     data: DataConfig = DataConfig()
     agssd: AgssdConfig = AgssdConfig()
     anaus: AnausConfig = AnausConfig()
+    lpsam: LpsamConfig = LpsamConfig()
     training: TrainingConfig = TrainingConfig()
     monitor: MonitorConfig = MonitorConfig()
     tracking: TrackingConfig = TrackingConfig()
@@ -48,13 +51,17 @@ class RunConfig(Node):
         if name == "us":
             rules = self.anaus.federation or self.federation
             agssd, anaus = AgssdConfig(), self.anaus.model_copy(update={"federation": None})
+            data = DataConfig(frames=self.data.frames, sites=self.data.sites)
         else:
             rules, agssd, anaus = self.federation, self.agssd, AnausConfig()
+            data = self.data.model_copy(update={"frames": FramesConfig()})
         changed = {
             "cohorts": (name,),
             "federation": rules.model_copy(update={"cohort": name}),
+            "data": data,
             "agssd": agssd,
             "anaus": anaus,
+            "lpsam": LpsamConfig(),  # fitted and used outside a run
         }
         return self.model_copy(update=changed)
 

@@ -16,6 +16,9 @@ from torch.nn import functional as F
 from agssd_core.errors import ShapeError
 
 _EPS = 1e-5
+# Share of the predicted IoU in the matching. Without it prompts that fit a structure equally well
+# take turns, and none of them ever learns that it is the one.
+_CONFIDENCE = 0.5
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,8 @@ def pair_costs(logits: Tensor, masks: Tensor, weights: DelineationWeights = PAPE
 
 def match_prompts(costs: Tensor) -> tuple[Tensor, Tensor]:
     """Indices (prompts, structures) of the cheapest one-to-one matching of (R, K) costs."""
-    rows, columns = linear_sum_assignment(costs.detach().cpu().double().numpy())
+    known = costs.detach().cpu().double().nan_to_num(nan=1e9, posinf=1e9)
+    rows, columns = linear_sum_assignment(known.numpy())
     return (
         torch.as_tensor(rows, device=costs.device),
         torch.as_tensor(columns, device=costs.device),
@@ -103,7 +107,8 @@ def delineation_loss(
     matched: list[Tensor] = []
     for index, masks in enumerate(structures):
         costs = pair_costs(logits[index], masks, weights)
-        prompts, chosen = match_prompts(costs)
+        confident = predicted_iou[index, :, None].detach().clamp(0, 1)
+        prompts, chosen = match_prompts(costs - _CONFIDENCE * confident)
         matched.append(costs[prompts, chosen])
         achieved[index, prompts] = _iou(logits[index, prompts] > 0, masks[chosen] > 0).to(
             achieved.dtype
@@ -111,6 +116,42 @@ def delineation_loss(
     mask_costs = torch.cat(matched)
     mask_term = mask_costs.sum() / max(len(mask_costs), 1)
     return mask_term + weights.iou * F.mse_loss(predicted_iou, achieved)
+
+
+def prompted_loss(
+    logits: Tensor,
+    predicted_iou: Tensor,
+    masks: Tensor,
+    *,
+    weights: DelineationWeights = PAPER,
+) -> Tensor:
+    """Loss of prompts that are known to stand for a structure each, as clicks and boxes do.
+
+    Args:
+        logits: (N, H, W).
+        predicted_iou: (N,).
+        masks: (N, H, W), the structure of each prompt.
+        weights: shares of the terms.
+
+    Returns:
+        Scalar: mean mask loss plus the squared error of the predicted IoU.
+
+    Raises:
+        ShapeError: the numbers or sizes differ.
+    """
+    if len(logits) != len(masks) or predicted_iou.shape != logits.shape[:1]:
+        raise ShapeError(
+            f"{len(logits)} masks, {len(predicted_iou)} predicted IoUs and {len(masks)} "
+            "structures must be equally many. Pass one structure a prompt."
+        )
+    costs = torch.stack(
+        [
+            pair_costs(logit[None], mask[None], weights)[0, 0]
+            for logit, mask in zip(logits, masks, strict=True)
+        ]
+    )
+    achieved = _iou(logits > 0, masks > 0).to(predicted_iou.dtype)
+    return costs.mean() + weights.iou * F.mse_loss(predicted_iou, achieved)
 
 
 def _iou(found: Tensor, truth: Tensor) -> Tensor:
