@@ -1,12 +1,13 @@
 """Take an encoder out of a run's checkpoint."""
 
 from pathlib import Path
-from typing import Literal
 
-from agssd_core.config import config_from_json
+from agssd_core.config import Cohort, RunConfig, config_from_json
 from agssd_core.errors import CheckpointError
 from agssd_core.evaluation.export import ExportFormat, export_encoder
-from agssd_core.training.build import model_shape
+from agssd_core.evaluation.export_file import Network
+from server.cohorts import run_folders
+from server.manifest import Checkpoint
 from server.store import RunStore
 
 
@@ -14,26 +15,52 @@ def export_run(
     run: Path,
     out: Path,
     *,
-    round_index: int | None,
-    network: Literal["teacher", "student"],
-    form: ExportFormat,
-) -> int:
+    cohort: Cohort | None = None,
+    round_index: int | None = None,
+    network: Network = "teacher",
+    form: ExportFormat | None = None,
+) -> tuple[int, ExportFormat]:
     """Write the encoder of one round of a run.
 
+    Args:
+        run: its folder.
+        out: file to write.
+        cohort: whose encoder; None is the only one of the run.
+        round_index: None is the newest.
+        network: teacher or student.
+        form: None is the cohort's MONAI form.
+
     Returns:
-        The round it was taken from.
+        The round it was taken from, and the form.
 
     Raises:
-        CheckpointError: the run or the round does not exist, or is damaged.
+        CheckpointError: the run, the cohort or the round does not exist, or is damaged.
         ConfigError: the format does not fit the encoder.
     """
-    store = RunStore(run)
+    checkpoint, config = _checkpoint(run, cohort, round_index)
+    chosen = export_encoder(checkpoint.weights, config, network=network, form=form, out=out)
+    return checkpoint.round, chosen
+
+
+def _checkpoint(
+    run: Path, cohort: Cohort | None, round_index: int | None
+) -> tuple[Checkpoint, RunConfig]:
+    folders = run_folders(run)
+    if len(folders) > 1 and cohort is None:
+        raise CheckpointError(
+            f"the run has {len(folders)} cohorts ({', '.join(folders)}). Name one with --cohort."
+        )
+    only = next(iter(folders.values()))
+    store = RunStore(folders.get(cohort or "", only))
     checkpoint = store.latest(strict=True) if round_index is None else store.load(round_index)
     if checkpoint is None:
         raise CheckpointError(
             "the folder holds no checkpoint. Name a run's folder, such as runs/demo."
         )
     config = config_from_json(checkpoint.manifest.config)
-    shape = model_shape(config.agssd)
-    export_encoder(checkpoint.weights, shape, network=network, form=form, out=out)
-    return checkpoint.round
+    if cohort not in (None, config.federation.cohort):
+        raise CheckpointError(
+            f"the run has no cohort {cohort}, only {config.federation.cohort}. Name that with "
+            "--cohort, or leave it out."
+        )
+    return checkpoint, config

@@ -9,7 +9,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from agssd_core.errors import ConfigError, WeightsError
-from agssd_core.evaluation.export import export_encoder
+from agssd_core.evaluation.export_vit import export_vit
 from agssd_core.models.vit3d import VisionTransformer3d, VitShape
 from tests.support.models import randomised, tiny_model, tiny_vit
 
@@ -26,7 +26,7 @@ UNETR_VIT = VitShape(
 
 def exported(tmp_path, model, form, *, network="teacher", **more):
     out = tmp_path / "out" / f"{form}.safetensors"
-    export_encoder(model.shared_weights(), model.shape, network=network, form=form, out=out, **more)
+    export_vit(model.shared_weights(), model.shape, network=network, form=form, out=out, **more)
     with safe_open(out, framework="pt") as stream:
         return load_file(out), stream.metadata()
 
@@ -118,7 +118,7 @@ def test_a_checkpoint_without_a_teacher_says_so(tmp_path):
     weights = model.shared_weights(include_teacher=False)
     out = tmp_path / "x.safetensors"
     with pytest.raises(WeightsError, match=r"holds no teacher\. Export the other network"):
-        export_encoder(weights, model.shape, network="teacher", form="safetensors", out=out)
+        export_vit(weights, model.shape, network="teacher", form="safetensors", out=out)
 
 
 @pytest.mark.parametrize("changes", [{"depth": 1}, {"depth": 3}, {"width": 48}], ids=str)
@@ -126,5 +126,5 @@ def test_another_configuration_is_refused(tmp_path, changes):
     weights, out = trained().shared_weights(), tmp_path / "x.safetensors"
     shape = tiny_model(vit=tiny_vit(**changes)).shape
     with pytest.raises(WeightsError, match="configuration that is stored with the checkpoint"):
-        export_encoder(weights, shape, network="teacher", form="monai-vit", out=out)
+        export_vit(weights, shape, network="teacher", form="monai-vit", out=out)
     assert not out.exists()

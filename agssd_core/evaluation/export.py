@@ -1,176 +1,78 @@
-"""Encoders in other libraries' forms, as safetensors files that carry how to build them.
+"""One encoder of a checkpoint in another library's form, whichever cohort it is of.
 
-``monai-vit`` loads with ``strict=True`` into a plain MONAI ViT::
-
-    with safe_open(path, framework="pt") as stream:
-        arguments = json.loads(stream.metadata()["monai.networks.nets.ViT"])
-    network = monai.networks.nets.ViT(**arguments)
-    network.load_state_dict(safetensors.torch.load_file(path), strict=True)
-
-``network.norm(network(x)[1][-1])`` is then our cls token followed by our patch tokens; x is in
-[0, 1], RAS, one channel. Three tensors that we do not have are MONAI's initial ones: each
-block's unused ``norm_cross_attn``, the untrained ``classification_head``, and, where positions
-are fixed, their table.
-
-``monai-unetr`` fits ``UNETR(**arguments, in_channels=1, out_channels=...)`` with
-``strict=False``: every tensor of its ``vit``, under ``vit.``. UNETR has no cls token, so its
-tokens differ from ours until it is fine-tuned.
-
-``safetensors`` holds our own names, for ``VisionTransformer3d(VitShape(**arguments))``.
+``export_vit`` and ``export_resnet`` say how each file is loaded.
 """
 
-import json
-from collections.abc import Mapping
-from dataclasses import asdict
-from importlib.metadata import version
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, get_args
 
-import torch
-from monai.networks.nets import ViT
-from torch import Tensor
+from agssd_core.config import Cohort, RunConfig
+from agssd_core.errors import ConfigError
+from agssd_core.evaluation.export_file import Network
+from agssd_core.evaluation.export_resnet import ResnetForm, export_resnet
+from agssd_core.evaluation.export_vit import VitForm, export_vit
+from agssd_core.training.anaus_build import pair_shape
+from agssd_core.training.build import model_shape
+from agssd_core.weights import Weights
 
-from agssd_core.errors import ConfigError, WeightsError
-from agssd_core.models.student_teacher import AgssdShape
-from agssd_core.models.tokens import sincos_positions
-from agssd_core.models.vit3d import VisionTransformer3d, VitShape
-from agssd_core.weights import Weights, save_weights, weights_digest
-
-ExportFormat = Literal["monai-vit", "monai-unetr", "safetensors"]
-_UNETR_DEPTH, _UNETR_PATCH = 12, 16
-_POSITIONS = "patch_embedding.position_embeddings"
-_RENAMED = {
-    "patch_embed.weight": "patch_embedding.patch_embeddings.weight",
-    "patch_embed.bias": "patch_embedding.patch_embeddings.bias",
-    "pos_embed.weight": _POSITIONS,
-    "cls_token.weight": "cls_token",
-}
+ExportFormat = Literal[
+    "monai-vit", "monai-unetr", "torchvision-resnet", "monai-resnet", "fpn", "safetensors"
+]
+_VIT: dict[str, VitForm] = {form: form for form in get_args(VitForm)}
+_RESNET: dict[str, ResnetForm] = {form: form for form in get_args(ResnetForm)}
 
 
 def export_encoder(
     weights: Weights,
-    shape: AgssdShape,
+    config: RunConfig,
     *,
-    network: Literal["teacher", "student"],
-    form: ExportFormat,
+    network: Network,
+    form: ExportFormat | None,
     out: Path,
-    notes: Mapping[str, str] | None = None,
-) -> None:
+    statistics: Weights | None = None,
+) -> ExportFormat:
     """Write one network's encoder, atomically.
 
     Args:
         weights: a checkpoint's arrays.
-        shape: of the model that they are the weights of.
+        config: stored with the checkpoint; its ``federation.cohort`` says whose encoder it is.
         network: which of the pair.
-        form: see the module's text.
+        form: names and shapes of the arrays; None is the cohort's MONAI form.
         out: the file to write.
-        notes: further metadata, such as spacing and intensity windows.
+        statistics: a site's own running statistics, see ``export_resnet``.
+
+    Returns:
+        The form that was written.
 
     Raises:
+        ConfigError: the cohort's encoder cannot be expressed in that form.
         WeightsError: the checkpoint holds no such network, or one of another shape.
-        ConfigError: an encoder of this shape cannot be expressed in that form.
+        CheckpointError: a BatchNorm encoder has no running statistics.
     """
-    vit = shape.vit
-    tensors = encoder_tensors(weights, vit, network=network)
-    if form == "safetensors":
-        builder = {"agssd_core.models.vit3d.VitShape": json.dumps(asdict(vit))}
-    elif form == "monai-vit":
-        tensors = monai_vit_tensors(tensors, vit)
-        builder = {"monai.networks.nets.ViT": json.dumps(monai_arguments(vit))}
-    else:
-        tensors = monai_unetr_tensors(tensors, vit)
-        builder = {"monai.networks.nets.UNETR": json.dumps(unetr_arguments(vit))}
-    arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
-    origin = {
-        "form": form,
-        "network": network,
-        "agssd_version": version("agssd-federation"),
-        "weights_digest": weights_digest(weights),
-    }
-    save_weights(out, arrays, metadata={**(notes or {}), **origin, **builder})
-
-
-def encoder_tensors(
-    weights: Weights, shape: VitShape, *, network: Literal["teacher", "student"]
-) -> dict[str, Tensor]:
-    """State dict of one network's ``VisionTransformer3d``.
-
-    Raises:
-        WeightsError: the network is absent or of another shape.
-    """
-    prefix = f"{network}/encoder."
-    found = {
-        name.removeprefix(prefix): torch.from_numpy(array.copy())
-        for name, array in weights.items()
-        if name.startswith(prefix)
-    }
-    if not found:
-        raise WeightsError(
-            f"the checkpoint holds no {network}. Export the other network, or a site's own "
-            "checkpoint when teachers stay at the sites."
+    if config.federation.cohort == "us":
+        resnet = _RESNET.get(form or "monai-resnet")
+        if resnet is None:
+            raise _unfit("us", form, _RESNET)
+        export_resnet(
+            weights,
+            pair_shape(config.anaus),
+            network=network,
+            form=resnet,
+            out=out,
+            statistics=statistics,
         )
-    with torch.device("meta"):
-        expected = VisionTransformer3d(shape).state_dict()
-    wrong = [n for n, t in expected.items() if n not in found or found[n].shape != t.shape]
-    wrong += sorted(found.keys() - expected.keys())
-    if wrong:
-        raise WeightsError(
-            f"{len(wrong)} encoder array(s) do not fit the configured model ({wrong[0]}). Use the "
-            "configuration that is stored with the checkpoint."
-        )
-    return found
+        return resnet
+    vit = _VIT.get(form or "monai-vit")
+    if vit is None:
+        raise _unfit("ct-mr", form, _VIT)
+    export_vit(weights, model_shape(config.agssd), network=network, form=vit, out=out)
+    return vit
 
 
-def monai_arguments(shape: VitShape) -> dict[str, Any]:
-    """Arguments of ``monai.networks.nets.ViT`` with a cls token."""
-    return {
-        "in_channels": 1,
-        "img_size": list(shape.image_size),
-        "patch_size": [shape.patch_size] * 3,
-        "hidden_size": shape.width,
-        "mlp_dim": shape.mlp_width,
-        "num_layers": shape.depth,
-        "num_heads": shape.heads,
-        "pos_embed_type": shape.pos_embed,
-        "qkv_bias": shape.qkv_bias,
-        "classification": True,
-    }
-
-
-def unetr_arguments(shape: VitShape) -> dict[str, Any]:
-    """Arguments of ``monai.networks.nets.UNETR`` that fix its encoder."""
-    names = ("img_size", "hidden_size", "mlp_dim", "num_heads", "qkv_bias")
-    return {name: monai_arguments(shape)[name] for name in names}
-
-
-def monai_vit_tensors(tensors: Mapping[str, Tensor], shape: VitShape) -> dict[str, Tensor]:
-    """Our state dict as that of a plain MONAI ViT, complete for ``strict=True``."""
-    ours = {
-        _RENAMED.get(name, name): tensor
-        for name, tensor in tensors.items()
-        if not name.startswith("mask_token")
-    }
-    if shape.pos_embed == "sincos":
-        ours[_POSITIONS] = sincos_positions(shape.grid, shape.width)
-    # Its own generator state: an export must not move the caller's, and twice gives one file.
-    # Positions are ours already, so MONAI need not build them.
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        filler = ViT(**{**monai_arguments(shape), "pos_embed_type": "none"}).state_dict()
-    return {name: ours.get(name, tensor) for name, tensor in filler.items()}
-
-
-def monai_unetr_tensors(tensors: Mapping[str, Tensor], shape: VitShape) -> dict[str, Tensor]:
-    """Our state dict under the names of UNETR's encoder.
-
-    Raises:
-        ConfigError: UNETR cannot have this depth or patch size.
-    """
-    if (shape.depth, shape.patch_size) != (_UNETR_DEPTH, _UNETR_PATCH):
-        raise ConfigError(
-            f"this encoder has {shape.depth} blocks and patch size {shape.patch_size}; MONAI's "
-            f"UNETR is fixed to {_UNETR_DEPTH} and {_UNETR_PATCH}. Export with --format monai-vit."
-        )
-    kept = monai_vit_tensors(tensors, shape)
-    left_out = ("cls_token", "classification_head")
-    return {f"vit.{name}": t for name, t in kept.items() if not name.startswith(left_out)}
+def _unfit(cohort: Cohort, form: str | None, others: Iterable[str]) -> ConfigError:
+    encoder = "a 2D ResNet" if cohort == "us" else "a 3D vision transformer"
+    return ConfigError(
+        f"the encoder of cohort {cohort} is {encoder}, which has no form {form}. Export with "
+        f"--format {' or '.join(others)}."
+    )

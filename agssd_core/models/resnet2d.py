@@ -115,16 +115,23 @@ class _Bottleneck(ResNetBottleneck):  # type: ignore[misc]
         return self.act(out + kept)  # type: ignore[no-any-return]
 
 
+def monai_arguments(shape: ResnetShape) -> dict[str, Any]:
+    """Arguments of ``monai.networks.nets.ResNet`` for this backbone, all but GroupNorm."""
+    return {
+        "block": "bottleneck" if shape.depth >= _BOTTLENECK_FROM else "basic",
+        "layers": _LAYERS[shape.depth],
+        "block_inplanes": [shape.width * factor for factor in (1, 2, 4, 8)],
+        "spatial_dims": 2,
+        "n_input_channels": 3,
+        "conv1_t_stride": 2,
+        "bias_downsample": False,
+        "feed_forward": False,
+    }
+
+
 def _monai_resnet(shape: ResnetShape) -> Any:
-    network = ResNet(
-        block=_Bottleneck if shape.depth >= _BOTTLENECK_FROM else _Basic,
-        layers=_LAYERS[shape.depth],
-        block_inplanes=[shape.width * factor for factor in (1, 2, 4, 8)],
-        spatial_dims=2,
-        conv1_t_stride=2,
-        bias_downsample=False,
-        feed_forward=False,
-    )
+    block = _Bottleneck if shape.depth >= _BOTTLENECK_FROM else _Basic
+    network = ResNet(**{**monai_arguments(shape), "block": block})
     for module in list(network.modules()):
         if isinstance(module, ResNetBlock | ResNetBottleneck):
             module.act = nn.ReLU()
