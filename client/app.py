@@ -14,7 +14,7 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from agssd_core.errors import AgssdError, OrderRefusedError
-from agssd_core.protocol import PROTOCOL_VERSION, Refusal, RoundOrder
+from agssd_core.protocol import PROTOCOL_VERSION, Refusal, RoundOrder, SiteQuery
 from client import wire
 from client.site import SiteOpener, named_site
 from client.workbench import AgssdWorkbench
@@ -34,22 +34,23 @@ def make_app(open_site: SiteOpener) -> ClientApp:
     @app.query("hello")
     def hello(message: Message, context: Context) -> Message:
         """Who we are."""
-        query = partial(wire.decode_query, message)
-        return _guarded(
-            message,
-            lambda _: wire.encode_hello(
-                open_site(context.node_config).hello(query()), reply_to=message
-            ),
-        )
+        return _guarded(message, lambda asked: _hello(message, context, open_site, asked))
 
     return app
 
 
 @dataclass
 class _Asked:
-    """The order under way, for a refusal that names it."""
+    """The order or question under way, for a refusal that names it."""
 
     order: RoundOrder | None = None
+    query: SiteQuery | None = None
+
+
+def _hello(message: Message, context: Context, open_site: SiteOpener, asked: _Asked) -> Message:
+    asked.query = wire.decode_query(message)
+    hello = open_site(context.node_config).hello(asked.query)
+    return wire.encode_hello(hello, reply_to=message)
 
 
 def _train(message: Message, context: Context, open_site: SiteOpener, asked: _Asked) -> Message:
@@ -63,18 +64,7 @@ def _guarded(message: Message, act: Callable[[_Asked], Message]) -> Message:
     try:
         return act(asked)
     except OrderRefusedError as error:
-        log.warning("order refused: %s", error)
-        if asked.order is None:
-            return wire.encode_fault(str(error), reply_to=message)
-        refusal = Refusal(
-            protocol=PROTOCOL_VERSION,
-            site="",
-            run=asked.order.run,
-            round=asked.order.round,
-            nonce=asked.order.nonce,
-            reason=error.reason,
-        )
-        return wire.encode_refusal(refusal, reply_to=message)
+        return _refused(message, error, asked)
     except AgssdError as error:
         log.error("%s: %s", type(error).__name__, error)
         return wire.encode_fault(f"{type(error).__name__}: {error}", reply_to=message)
@@ -83,6 +73,24 @@ def _guarded(message: Message, act: Callable[[_Asked], Message]) -> Message:
         frames = "".join(traceback.format_tb(error.__traceback__))
         log.error("%s\n%s", type(error).__name__, frames)
         return wire.encode_fault(type(error).__name__, reply_to=message)
+
+
+def _refused(message: Message, error: OrderRefusedError, asked: _Asked) -> Message:
+    other_cohort = asked.query is not None and error.reason == "cohort"
+    # A site is asked for every cohort, so a "no" to one is no fault of anybody's.
+    log.log(logging.INFO if other_cohort else logging.WARNING, "declined: %s", error)
+    if asked.order is None and not other_cohort:
+        return wire.encode_fault(str(error), reply_to=message)
+    order = asked.order
+    refusal = Refusal(
+        protocol=PROTOCOL_VERSION,
+        site="",
+        run=order.run if order is not None else "",
+        round=order.round if order is not None else 0,
+        nonce=order.nonce if order is not None else "",
+        reason=error.reason,
+    )
+    return wire.encode_refusal(refusal, reply_to=message)
 
 
 app = make_app(partial(named_site, workbench=AgssdWorkbench()))

@@ -64,6 +64,13 @@ class RunMemory:
             fcntl.flock(stream, fcntl.LOCK_EX)
             yield
 
+    @contextmanager
+    def in_turn(self) -> Iterator[None]:
+        """Wait until no other run trains at this site: one at a time has the processors."""
+        with (self.folder.parent / "training.lock").open("w") as stream:
+            fcntl.flock(stream, fcntl.LOCK_EX)
+            yield
+
     def round_folder(self, number: int) -> Path:
         """Where a round is kept."""
         return self.folder / f"round-{number:04d}"
@@ -107,6 +114,13 @@ class RunMemory:
         """Canonical JSON of the configuration that the newest round was trained with."""
         file = self.folder / _CONFIG
         return file.read_text(encoding="utf-8") if file.is_file() else None
+
+    def cohort(self) -> str | None:
+        """Whose run it is; None before its first round, or when that cannot be read."""
+        try:
+            return str(json.loads(self.config() or "{}")["federation"]["cohort"])
+        except (ValueError, KeyError, TypeError):
+            return None
 
     def keep_config(self, text: str) -> None:
         """Remember the configuration of the round that is about to be saved."""

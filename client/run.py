@@ -45,7 +45,9 @@ def run_site(
     name = name or site.resolve().name
     if problem := name_problem(name):
         raise ConfigError(f"{problem} Use --name.")
-    count = open_catalogue(site).patient_count
+    catalogue = open_catalogue(site)
+    counts = [f"{len(catalogue.patients_of(each))} {each}" for each in catalogue.cohorts]
+    patients = f"patients: {', '.join(counts) or 'none'}"
     home = Path(tempfile.mkdtemp(prefix="agssd-site-"))
     log_file = site / "federation" / "node.log"
     settings = home / "node.toml"
@@ -60,7 +62,7 @@ def run_site(
             stopping_on_terminate(),
             Child(command, environment=environment, log_file=log_file) as node,
         ):
-            say(f"site {name} ({count} patients) answers {server}; interrupt to stop")
+            say(f"site {name} ({patients}) answers {server}; interrupt to stop")
             if not is_healthy(port):
                 say(
                     f"nobody serves {server} yet; the site keeps trying. Start `agssd-server "

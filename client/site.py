@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, get_args
 
-from agssd_core.config import RunConfig, config_from_json, dump_config
+from agssd_core.config import Cohort, RunConfig, config_from_json, dump_config
 from agssd_core.config.node import name_problem
 from agssd_core.errors import CollapseError, ConfigError, OrderRefusedError, ProtocolError
 from agssd_core.protocol import PROTOCOL_VERSION, RoundOrder, SiteHello, SiteQuery, SiteUpdate
@@ -20,11 +20,11 @@ from client.start import Start, start_of_round
 
 log = logging.getLogger(__name__)
 
-COHORTS = ("ct-mr",)
+COHORTS: tuple[Cohort, ...] = get_args(Cohort)
 
 
 class Trainer(Protocol):
-    """Trains at one site; ``agssd_core.training.site_round.SiteTrainer`` is the real one."""
+    """Trains at one site: ``SiteTrainer`` for volumes, ``AnausTrainer`` for ultrasound."""
 
     def load(self, weights: Weights) -> None:
         """Take student, teacher and state; optimiser and monitor stay as they are."""
@@ -47,7 +47,7 @@ class Trainer(Protocol):
 
 @dataclass(frozen=True)
 class SiteFacts:
-    """What a site has, from its catalogue."""
+    """What a site has for a cohort, from its catalogue: volumes, or clips of ultrasound."""
 
     patient_count: int
     volume_count: int
@@ -56,12 +56,12 @@ class SiteFacts:
 class Workbench(Protocol):
     """How a site opens its catalogue and its trainer."""
 
-    def facts(self, folder: Path) -> SiteFacts:
-        """Read the catalogue's counts."""
+    def facts(self, folder: Path, cohort: Cohort) -> SiteFacts:
+        """Read the catalogue's counts; no patient, and the site is not of the cohort."""
         ...
 
     def trainer(self, folder: Path, config: RunConfig, *, site: str) -> Trainer:
-        """Open the prepared volumes and build model and optimiser."""
+        """Open the cohort's prepared scans and build model and optimiser."""
         ...
 
 
@@ -77,21 +77,20 @@ class _Warm:
 
 @dataclass
 class Site:
-    """A site's folder and enrolled name, and its trainer while the process lives."""
+    """A site's folder and enrolled name, and a trainer a cohort while the process lives."""
 
     folder: Path
     name: str
     workbench: Workbench
-    _warm: _Warm | None = field(default=None, repr=False)
+    _warm: dict[str, _Warm] = field(default_factory=dict, repr=False)
 
     def hello(self, query: SiteQuery) -> SiteHello:
         """Say who we are.
 
         Raises:
-            OrderRefusedError: another protocol version or cohort.
+            OrderRefusedError: another protocol version, or no scan for the cohort.
         """
-        _require_known(query.protocol, query.cohort)
-        facts = self.workbench.facts(self.folder)
+        facts = self._facts(query.protocol, query.cohort)
         return SiteHello(
             protocol=PROTOCOL_VERSION,
             site=self.name,
@@ -108,21 +107,29 @@ class Site:
         order's nonce, without training.
 
         Raises:
-            OrderRefusedError: the order does not fit the plan, its weights are damaged, or the
-                targets collapsed and the plan says ``monitor.stop_on_collapse``.
+            OrderRefusedError: the site has no scan for the cohort, the order does not fit the
+                plan, its weights are damaged, or the targets collapsed and the plan says
+                ``monitor.stop_on_collapse``.
         """
+        facts = self._facts(order.protocol, order.cohort)
         config = _checked(order, weights)
         plan_hash = _plan_hash(config)
         memory = RunMemory.of(self.folder, order.run)
         with memory.locked():
+            if memory.cohort() not in (None, order.cohort):
+                message = "the order's run is another cohort's here. Give each cohort its own run."
+                raise OrderRefusedError(message, reason="run")
             saved = memory.reply(order.round, plan_hash=plan_hash, base_digest=order.base_digest)
             if saved is not None:
                 log.info("round %d: answered again from disk", order.round)
                 return replace(saved, header=replace(saved.header, nonce=order.nonce))
             try:
-                return self._train(order, weights, config=config, memory=memory, plan=plan_hash)
+                with memory.in_turn():
+                    return self._train(
+                        order, weights, config=config, memory=memory, plan=plan_hash, facts=facts
+                    )
             except BaseException as error:
-                self._warm = None  # half-trained; the next order starts from disk
+                self._warm.pop(order.cohort, None)  # half-trained; the next starts from disk
                 if isinstance(error, CollapseError):
                     raise OrderRefusedError(str(error), reason="collapsed") from None
                 raise
@@ -135,8 +142,9 @@ class Site:
         config: RunConfig,
         memory: RunMemory,
         plan: str,
+        facts: SiteFacts,
     ) -> SiteUpdate:
-        facts, merge = self.workbench.facts(self.folder), config.federation.merge
+        merge = config.federation.merge
         last = memory.last()
         present = last is not None and last.plan_hash == plan and last.round == order.round - 1
         keeps = merge.teacher_rule == "local" or merge.student == "fedema"
@@ -153,7 +161,7 @@ class Site:
             schema=schema_of(leaving(weights, merge)),
             site=self.name,
             patient_count=facts.patient_count,
-            metrics=metrics | _mixing_metrics(start, merge.student),
+            metrics=metrics | start.metrics(merge.student),
         )
         memory.begin(order.round)
         memory.keep_config(order.config)
@@ -163,7 +171,7 @@ class Site:
         kept = group(trained, "teacher") if merge.teacher_rule == "local" else {}
         done = LastRound(order.round, plan, order.base_digest, start.first_divergence)
         memory.commit(done, update, kept)
-        self._warm = _Warm(trainer, order.run, plan, order.round)
+        self._warm[order.cohort] = _Warm(trainer, order.run, plan, order.round)
         return update
 
     def _trainer(
@@ -177,7 +185,7 @@ class Site:
         plan: str,
     ) -> Trainer:
         """The warm trainer when it is the one that the disk remembers, else one from disk."""
-        warm, self._warm = self._warm, None
+        warm = self._warm.pop(order.cohort, None)
         before = last.round if last is not None and last.round < order.round else None
         if warm is not None and (warm.run, warm.plan_hash, warm.round) == (order.run, plan, before):
             warm.trainer.load(start.weights)
@@ -191,6 +199,23 @@ class Site:
             # Again, because a state brings a local teacher, which is stale after a missed round.
             trainer.load(start.weights)
         return trainer
+
+    def _facts(self, protocol: int, cohort: str) -> SiteFacts:
+        """What the site has for a cohort, if both sides speak alike and it has anything."""
+        if protocol != PROTOCOL_VERSION:
+            raise OrderRefusedError(
+                f"the server speaks protocol {protocol}, this site {PROTOCOL_VERSION}. Install "
+                "the same version on both sides.",
+                reason="protocol",
+            )
+        known = next((each for each in COHORTS if each == cohort), None)
+        facts = self.workbench.facts(self.folder, known) if known else SiteFacts(0, 0)
+        if facts.patient_count < 1:
+            raise OrderRefusedError(
+                "the site has no scan for this cohort. Index such scans to take part in it.",
+                reason="cohort",
+            )
+        return facts
 
 
 _OPEN: dict[tuple[Path, str, int], Site] = {}
@@ -221,26 +246,8 @@ def _plan_hash(config: RunConfig) -> str:
     return hashlib.sha256(dump_config(plain).encode()).hexdigest()
 
 
-def _mixing_metrics(start: Start, rule: str) -> dict[str, float]:
-    if rule != "fedema":
-        return {}
-    return {"fedema_mixing": start.mixing, "fedema_divergence": start.divergence}
-
-
-def _require_known(protocol: int, cohort: str) -> None:
-    if protocol != PROTOCOL_VERSION:
-        raise OrderRefusedError(
-            f"the server speaks protocol {protocol}, this site {PROTOCOL_VERSION}. Install the "
-            "same version on both sides.",
-            reason="protocol",
-        )
-    if cohort not in COHORTS:
-        raise OrderRefusedError("the site does not belong to this cohort.", reason="cohort")
-
-
 def _checked(order: RoundOrder, weights: Weights) -> RunConfig:
     """Hold an order against its own plan; nothing is trained that the plan does not say."""
-    _require_known(order.protocol, order.cohort)
     try:
         config = config_from_json(order.config)
     except (ConfigError, ProtocolError):

@@ -28,6 +28,12 @@ class Start:
     divergence: float = 0.0
     first_divergence: float = 0.0
 
+    def metrics(self, rule: str) -> dict[str, float]:
+        """What a site tells of its mixture."""
+        if rule != "fedema":
+            return {}
+        return {"fedema_mixing": self.mixing, "fedema_divergence": self.divergence}
+
 
 def start_of_round(
     base: Weights, merge: MergeConfig, *, own: Weights | None, first_divergence: float

@@ -7,8 +7,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from agssd_core.config import config_from_json
 from agssd_core.errors import ConfigError
-from server.rounds import run_rounds
-from server.store import RunStore
+from server.cohorts import run_cohorts
 
 app = ServerApp()
 
@@ -32,4 +31,4 @@ def main(grid: Grid, context: Context) -> None:
     except OSError:
         raise ConfigError("the run's configuration file cannot be read. Submit it again.") from None
     config = config_from_json(text)
-    run_rounds(grid, config, RunStore(Path(folder), keep=config.federation.keep))
+    run_cohorts(grid, config, Path(folder))

@@ -2,13 +2,14 @@
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from agssd_core.config import load_config
 from agssd_core.console import new_app, say
 from agssd_core.errors import ConfigError
+from server.cohorts import run_folders
 from server.outcome import RoundOutcome, outcomes_of
 from server.report import write_server_report
 from server.run_record import METRICS_FILE
@@ -59,19 +60,17 @@ def rounds(
     run: Annotated[Path, typer.Argument(help="The run's folder.")],
     as_json: Annotated[bool, typer.Option("--json", help="Answer in JSON.")] = False,
 ) -> None:
-    """List the rounds of a run: who was merged, who was refused and why.
+    """List the rounds of a run, cohort by cohort: who was merged, who was refused and why.
 
     Example: agssd-server rounds runs/demo
     """
     _require_rounds(run)
-    store = RunStore(run)
-    found = outcomes_of(store.metrics.rows(), rounds=0, first=0)
-    for outcome in found:
-        if as_json:
-            row = {"round": outcome.round, "merged": outcome.merged, "sites": outcome.sites}
-            say(json.dumps({**row, "refusals": dict(outcome.refusals)}))
-        else:
-            _say_round(outcome)
+    for folder in run_folders(run).values():
+        for outcome in outcomes_of(RunStore(folder).metrics.rows(), rounds=0, first=0):
+            if as_json:
+                say(json.dumps(_row(outcome)))
+            else:
+                _say_round(outcome)
 
 
 @app.command()
@@ -92,12 +91,25 @@ def main() -> None:
 
 
 def _require_rounds(run: Path) -> None:
-    if not (run / METRICS_FILE).is_file():
+    if not any((folder / METRICS_FILE).is_file() for folder in run_folders(run).values()):
         raise ConfigError(f"{run} holds no run with closed rounds. Name a folder under runs/.")
+
+
+def _row(outcome: RoundOutcome) -> dict[str, Any]:
+    return {
+        "cohort": outcome.cohort,
+        "round": outcome.round,
+        "merged": outcome.merged,
+        "sites": outcome.sites,
+        "refusals": dict(outcome.refusals),
+    }
 
 
 def _say_round(outcome: RoundOutcome) -> None:
     what = "merged" if outcome.merged else "weights unchanged"
     refused = "".join(f"; {site}: {why}" for site, why in sorted(outcome.refusals.items()))
     sites = ", ".join(outcome.sites) or "no site"
-    say(f"round {outcome.round}: {what} ({sites}{refused}) in {outcome.seconds:.1f} s")
+    say(
+        f"{outcome.cohort} round {outcome.round}: {what} ({sites}{refused}) in "
+        f"{outcome.seconds:.1f} s"
+    )

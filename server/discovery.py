@@ -8,7 +8,7 @@ from pathlib import Path
 
 from agssd_core.config import FederationConfig
 from agssd_core.errors import AgssdError, CheckpointError
-from agssd_core.protocol import PROTOCOL_VERSION, SiteHello, SiteQuery
+from agssd_core.protocol import PROTOCOL_VERSION, Refusal, SiteHello, SiteQuery
 from agssd_core.weights import write_text
 from server import wire
 from server.collect import Exchange, Puller, push
@@ -18,6 +18,7 @@ log = logging.getLogger(__name__)
 ENROLMENT_FILE = "enrolment.json"
 HELLO_TTL_S = 600.0
 GRACE_S = 30.0
+ASK_AGAIN_S = 3600.0
 MAX_HELLO_BYTES = 1 << 16
 
 
@@ -70,7 +71,11 @@ class Enrolment:
 
 @dataclass
 class SiteBook:
-    """Node ids of the sites that are connected now."""
+    """Node ids of the cohort's sites that are connected now.
+
+    A site without a scan for the cohort says so, which is no fault. It is asked again when it
+    connects anew, and every ``ASK_AGAIN_S``, since it may have indexed such scans by then.
+    """
 
     grid: Exchange
     puller: Puller
@@ -80,6 +85,7 @@ class SiteBook:
     sleep: Callable[[float], None]
     nodes: dict[str, int] = field(default_factory=dict)
     _answered: set[int] = field(default_factory=set)
+    _elsewhere: dict[int, float] = field(default_factory=dict)
     _asked: dict[str, tuple[int, float]] = field(default_factory=dict)
 
     def refresh(self, *, wanted: int) -> Mapping[str, int]:
@@ -109,6 +115,7 @@ class SiteBook:
             return self._answered | {node for node, _ in self._asked.values()}
         self.nodes = {name: node for name, node in self.nodes.items() if node in online}
         self._answered &= online
+        self._elsewhere = {n: until for n, until in self._elsewhere.items() if n in online}
         return online
 
     def _ask_new(self, online: set[int]) -> None:
@@ -119,6 +126,7 @@ class SiteBook:
             if node in online and now - asked < HELLO_TTL_S
         }
         waiting = {node for node, _ in self._asked.values()}
+        waiting |= {node for node, until in self._elsewhere.items() if now < until}
         query = SiteQuery(PROTOCOL_VERSION, self.federation.cohort)
         for node in sorted(online - self._answered - waiting):
             message = wire.encode_query(query, node=node, ttl_s=HELLO_TTL_S)
@@ -134,10 +142,12 @@ class SiteBook:
             del self._asked[identifier]
             self._answered.add(node)
             hello = self._hello(reply)
-            if hello is not None:
+            if isinstance(hello, SiteHello):
                 self._enter(node, hello)
+            elif isinstance(hello, Refusal):
+                self._leave_out(node)
 
-    def _hello(self, reply: object) -> SiteHello | None:
+    def _hello(self, reply: object) -> SiteHello | Refusal | None:
         try:
             hello = wire.decode_reply(reply, max_bytes=MAX_HELLO_BYTES)  # type: ignore[arg-type]
         except AgssdError as error:
@@ -145,6 +155,8 @@ class SiteBook:
             return None
         if isinstance(hello, wire.Fault):
             log.warning("a node could not say who it is: %s", hello.text)
+        if isinstance(hello, Refusal) and hello.reason == "cohort":
+            return hello
         if not isinstance(hello, SiteHello):
             return None
         fits = hello.protocol == PROTOCOL_VERSION and hello.cohort == self.federation.cohort
@@ -152,6 +164,12 @@ class SiteBook:
             log.warning("site %r is of another cohort or version, or is empty", hello.site)
             return None
         return hello
+
+    def _leave_out(self, node: int) -> None:
+        if node not in self._elsewhere:
+            log.info("a node has no scans for cohort %s", self.federation.cohort)
+        self._elsewhere[node] = self.clock() + ASK_AGAIN_S
+        self._answered.discard(node)
 
     def _enter(self, node: int, hello: SiteHello) -> None:
         if hello.site in self.nodes:

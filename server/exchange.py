@@ -132,7 +132,7 @@ class RoundExchange:
             "seconds": self.loop.clock() - sent.pushed,
         }
         self.spool.add(update, note=note)
-        log.info("round %d: update of %s admitted", self.base.round, sent.site)
+        log.info("%s round %d: %s admitted", self.rules.cohort, self.base.round, sent.site)
         return ""
 
     def _leave_late(self) -> None:
@@ -140,7 +140,8 @@ class RoundExchange:
         federation = self.loop.config.federation
         for identifier, sent in self._sent.items():
             self.refusals[sent.site] = "no-reply"
-            log.warning("round %d: no reply from %s in time", self.base.round, sent.site)
+            where = f"{self.rules.cohort} round {self.base.round}"
+            log.warning("%s: no reply from %s in time", where, sent.site)
             expires = sent.pushed + federation.deadline_s * LATE_DEADLINES
             order = LateOrder(sent.site, self.base.round, sent.nonce, expires)
             self.loop.late[identifier] = order
@@ -165,6 +166,9 @@ def read_update(
     except UpdateRejectedError as error:
         log.warning("%s", error)
         return None, error.reason
+    except wire.OversizeError as error:
+        log.warning("site '%s': %s", asked, error)
+        return None, "size"
     except AgssdError as error:
         log.warning("site '%s': malformed reply (%s)", asked, error)
         return None, "malformed"

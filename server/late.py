@@ -49,7 +49,8 @@ def take_late(
                 del loop.late[identifier]
             continue
         del loop.late[identifier]
-        log.warning("reply of %s to round %d came late", order.site, order.round)
+        cohort = loop.config.federation.cohort
+        log.warning("%s: reply of %s to round %d came late", cohort, order.site, order.round)
         usable = order.site not in fresh and order.site not in found.stale
         reason = _stale(loop, found, order, message, rules) if usable else "late"
         found.arrived.append((order.site, order.round, reason))

@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Self
 
-from agssd_core.errors import CheckpointError
+from agssd_core.config import config_from_json, dump_config
+from agssd_core.errors import CheckpointError, ConfigError
 from agssd_core.weights import Weights
 
 FORMAT = 1
@@ -119,6 +120,8 @@ def package_versions() -> dict[str, str]:
 def require_same_config(manifest: RunManifest, config: str) -> None:
     """Refuse to resume with a configuration that would change the result.
 
+    Both are reduced to their cohort's own part first, so the other cohort's settings are free.
+
     Args:
         manifest: the checkpoint's.
         config: canonical JSON of the configuration in hand.
@@ -126,7 +129,7 @@ def require_same_config(manifest: RunManifest, config: str) -> None:
     Raises:
         CheckpointError: naming the keys that differ.
     """
-    differing = config_differences(manifest.config, config)
+    differing = config_differences(_own(manifest.config), _own(config))
     if differing:
         shown = "; ".join(differing[:5]) + ("; ..." if len(differing) > 5 else "")
         raise CheckpointError(
@@ -145,6 +148,15 @@ def config_differences(saved: str, current: str) -> list[str]:
         and not _is_free(key)
         and not (key == SITE_COUNT and 0 in (before.get(key), now.get(key)))
     ]
+
+
+def _own(text: str) -> str:
+    """What a configuration says of its own cohort; as it stands when it is of another version."""
+    try:
+        config = config_from_json(text)
+    except ConfigError:
+        return text
+    return dump_config(config.for_cohort(config.federation.cohort))
 
 
 def _flat(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from agssd_core.config import Cohort
 from server.exchange import RoundExchange
 from server.late import LateReplies
 from server.merge import MergeResult
@@ -17,12 +18,14 @@ class RoundOutcome:
     """What ``on_round`` is told.
 
     Attributes:
+        cohort: whose round it was.
         merged: False when the quorum was missed and the weights stayed as they were.
         sites: whose updates were admitted.
         refusals: site -> class of reason.
         metrics: site -> what it measured.
     """
 
+    cohort: Cohort
     round: int
     rounds: int
     merged: bool
@@ -93,6 +96,7 @@ def outcomes_of(
         for merge in kinds["merge"][-1:]:
             found.append(
                 RoundOutcome(
+                    cohort=merge["cohort"],
                     round=number,
                     rounds=rounds,
                     merged=bool(merge["merged"]),

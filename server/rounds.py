@@ -7,7 +7,8 @@ two runs agree bit for bit and a killed run ends with the weights of one that wa
 import hashlib
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 
 import numpy as np
@@ -58,8 +59,8 @@ def run_rounds(
 
     Args:
         grid: Flower's, or the in-process one.
-        config: the whole configuration of the run.
-        store: the run's folder, with at least the round-0 checkpoint.
+        config: the cohort's own configuration.
+        store: the cohort's folder, with at least the round-0 checkpoint.
         clock: seconds, rising; with ``sleep`` the only source of time.
         sleep: waits a number of seconds of that clock.
         threads: pull each message in its own thread; False for grids that answer at once.
@@ -68,6 +69,28 @@ def run_rounds(
     Raises:
         CheckpointError: the run has no checkpoint, or was started with another configuration.
     """
+    rounds = each_round(grid, config, store, clock=clock, sleep=sleep, threads=threads)
+    with closing(rounds):
+        while True:
+            try:
+                outcome = next(rounds)
+            except StopIteration as end:
+                summary: RunSummary = end.value
+                return summary
+            if on_round is not None:
+                on_round(outcome)
+
+
+def each_round(
+    grid: Exchange,
+    config: RunConfig,
+    store: RunStore,
+    *,
+    clock: Callable[[], float],
+    sleep: Callable[[float], None],
+    threads: bool,
+) -> Generator[RoundOutcome, None, RunSummary]:
+    """The rounds of ``run_rounds``, one at each ``next``; the store stays locked between them."""
     with store.writing():
         checkpoint = store.resume(dump_config(config))
         if checkpoint is None:
@@ -83,8 +106,7 @@ def run_rounds(
             outcome = _run_round(loop, checkpoint, wanted=wanted)
             checkpoint = store.load(number + 1)
             wanted = config.federation.min_sites
-            if on_round is not None:
-                on_round(outcome)
+            yield outcome
         merges = [row for row in store.metrics.rows() if row.get("kind") == "merge"]
     return RunSummary(
         run=checkpoint.manifest.run,
@@ -98,8 +120,9 @@ def site_config(config: RunConfig) -> RunConfig:
     """The part of a configuration that a site trains with; where it runs is none of its concern.
 
     Settings of time are left out as well: a run that resumes with a longer deadline keeps its
-    sites' optimisers.
+    sites' optimisers. The other cohort's settings have no part in it.
     """
+    config = config.for_cohort(config.federation.cohort)
     timing = ("deadline_s", "poll_s", "discovery_timeout_s", "keep")
     defaults = FederationConfig()
     federation = {name: getattr(defaults, name) for name in timing}
@@ -149,6 +172,7 @@ def _run_round(loop: RoundLoop, base: Checkpoint, *, wanted: int) -> RoundOutcom
     result = _merge(loop, base, exchange=exchange, late=late)
     seconds = loop.clock() - began
     outcome = RoundOutcome(
+        cohort=federation.cohort,
         round=base.round,
         rounds=federation.rounds,
         merged=result is not None,
@@ -163,7 +187,7 @@ def _run_round(loop: RoundLoop, base: Checkpoint, *, wanted: int) -> RoundOutcom
     _save(loop, base, exchange=exchange, result=result)
     spool.clear()
     clear_late(loop.store)
-    log.info("round %d: %d site(s) merged", base.round, len(outcome.sites))
+    log.info("%s round %d: %d site(s) merged", federation.cohort, base.round, len(outcome.sites))
     return outcome
 
 
@@ -175,7 +199,8 @@ def _merge(
     federation = config.federation
     if len(spool.sites()) < federation.min_sites:
         log.warning(
-            "round %d: %d of %d required sites usable; weights unchanged",
+            "%s round %d: %d of %d required sites usable; weights unchanged",
+            federation.cohort,
             base.round,
             len(spool.sites()),
             federation.min_sites,
@@ -196,14 +221,14 @@ def _merge(
             spool,
             merge=federation.merge,
             shares=shares,
-            ema_product=config.agssd.teacher.momentum_product(
+            ema_product=config.teacher.momentum_product(
                 base.round * steps, steps, federation.total_steps
             ),
             state=MergeState(base.state),
             stale=late.stale,
         )
     except RoundError as error:
-        log.warning("round %d: %s", base.round, error)
+        log.warning("%s round %d: %s", federation.cohort, base.round, error)
         return None
 
 

@@ -5,12 +5,12 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import tomli_w
 
-from agssd_core.config import RunConfig, dump_config
+from agssd_core.config import Cohort, RunConfig, dump_config
 from agssd_core.errors import EngineError
 from agssd_core.processes import (
     LOOPBACK,
@@ -21,6 +21,7 @@ from agssd_core.processes import (
     wait_until_healthy,
 )
 from agssd_core.weights import write_text
+from server.cohorts import cohort_stores
 from server.manifest import require_same_config
 from server.outcome import RoundOutcome, outcomes_of
 from server.store import RunStore
@@ -89,7 +90,7 @@ def superlink(
 def run_on(
     link: SuperLink,
     config: RunConfig,
-    store: RunStore,
+    folder: Path,
     *,
     client_app: str = "client.app:app",
     federation: Mapping[str, int] | None = None,
@@ -103,7 +104,7 @@ def run_on(
     Args:
         link: where to run.
         config: the run's configuration.
-        store: the run's folder, with a checkpoint.
+        folder: the run's, whose cohorts have a checkpoint.
         client_app: the component that Flower loads for a site.
         federation: Flower's simulation settings.
         on_round: told of every closed round.
@@ -112,20 +113,19 @@ def run_on(
         EngineError: the run ended before its last round.
         CheckpointError: the run's newest checkpoint is damaged or of another configuration.
     """
-    checkpoint = store.latest(strict=True)
-    if checkpoint is not None:
-        require_same_config(checkpoint.manifest, dump_config(config))
+    progress = [
+        _Progress(name, store, config.for_cohort(name))
+        for name, store in cohort_stores(folder, config).items()
+    ]
     app, settings = link.home / "agssd", link.home / "run.toml"
     write_text(link.home / "config.json", dump_config(config), private=True)
     write_text(app / "pyproject.toml", _app(client_app))
-    paths = {"config": str(link.home / "config.json"), "run-folder": str(store.folder.resolve())}
+    paths = {"config": str(link.home / "config.json"), "run-folder": str(folder.resolve())}
     write_text(settings, tomli_w.dumps(paths), private=True)
     command = ["flwr", "run", str(app), _CONNECTION, "--stream", "--run-config", str(settings)]
     if federation:
         text = " ".join(f"{name}={value}" for name, value in federation.items())
         command += ["--federation-config", text]
-    last = config.federation.rounds
-    seen = 0 if checkpoint is None else checkpoint.round
     with Child(
         command, environment=link.environment, log_file=link.log_folder / "run.log"
     ) as child:
@@ -133,19 +133,52 @@ def run_on(
         while not ended:
             ended = child.poll() is not None
             link.child.poll()
-            for outcome in outcomes_of(store.metrics.rows(), rounds=last, first=seen):
-                # A row stands before its checkpoint does, so wait for that.
-                if not (store.checkpoints / f"round-{outcome.round + 1:04d}").is_dir():
-                    break
-                seen = outcome.round + 1
+            for outcome in [closed for each in progress for closed in each.closed()]:
                 if on_round is not None:
                     on_round(outcome)
             time.sleep(0.0 if ended else 0.3)
-    if seen < last:
-        raise EngineError(
-            f"the run ended after {seen} of {last} rounds. The same command goes on from there; "
-            "the engine's last words are in run.log in the run's folder."
+    behind = [each for each in progress if each.seen < each.last]
+    if behind:
+        several = len(progress) > 1
+        done = "; ".join(
+            f"{f'cohort {each.cohort}: ' if several else ''}{each.seen} of {each.last} rounds"
+            for each in behind
         )
+        raise EngineError(
+            f"the run ended after {done}. The same command goes on from there; the engine's last "
+            "words are in run.log in the run's folder."
+        )
+
+
+@dataclass
+class _Progress:
+    """How far another process has come with a cohort's rounds; opening it checks the run."""
+
+    cohort: Cohort
+    store: RunStore
+    config: RunConfig
+    seen: int = field(init=False, default=0)
+
+    def __post_init__(self) -> None:
+        checkpoint = self.store.latest(strict=True)
+        if checkpoint is not None:
+            require_same_config(checkpoint.manifest, dump_config(self.config))
+            self.seen = checkpoint.round
+
+    @property
+    def last(self) -> int:
+        """How many rounds there are."""
+        return self.config.federation.rounds
+
+    def closed(self) -> Iterator[RoundOutcome]:
+        """Rounds that were closed since the last call."""
+        rows = self.store.metrics.rows()
+        for outcome in outcomes_of(rows, rounds=self.last, first=self.seen):
+            # A row stands before its checkpoint does, so wait for that.
+            if not (self.store.checkpoints / f"round-{outcome.round + 1:04d}").is_dir():
+                return
+            self.seen = outcome.round + 1
+            yield outcome
 
 
 def _app(client_app: str) -> str:

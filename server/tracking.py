@@ -6,10 +6,10 @@ to which round they are whole. Where it is missing (killed while copying) or ahe
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from agssd_core.config import TrackingConfig
+from agssd_core.config import Cohort, TrackingConfig
 from agssd_core.tracking import open_tracker
 from agssd_core.weights import write_text
 from server.outcome import RoundOutcome
@@ -52,6 +52,46 @@ def tracking_rounds(
         yield copy_then_tell
     finally:
         copies.tracker.close()
+
+
+@contextmanager
+def tracking_cohorts(
+    config: TrackingConfig,
+    stores: Mapping[Cohort, RunStore],
+    *,
+    run: str,
+    on_round: OnRound | None,
+) -> Iterator[OnRound]:
+    """``tracking_rounds`` for every cohort of a run, each in its own folder.
+
+    Args:
+        config: which copies to keep.
+        stores: the cohorts'.
+        run: name of the run in MLflow; with several cohorts theirs follow it.
+        on_round: called after the copies are made.
+
+    Raises:
+        ConfigError: a package is not installed.
+    """
+    with ExitStack() as opened:
+        tell = {
+            cohort: opened.enter_context(
+                tracking_rounds(
+                    config,
+                    store,
+                    run=f"{run}-{cohort}" if len(stores) > 1 else run,
+                    on_round=on_round,
+                )
+            )
+            for cohort, store in stores.items()
+        }
+
+        def close_round(outcome: RoundOutcome) -> None:
+            told = tell[outcome.cohort]
+            if told is not None:
+                told(outcome)
+
+        yield close_round
 
 
 class _Copies:

@@ -14,6 +14,10 @@ _SITE_FAULT = 2  # Flower's code for an app that raised; every other code is a f
 MAX_FAULT_TEXT = 300
 
 
+class OversizeError(ProtocolError):
+    """An update holds more bytes than its cap."""
+
+
 @dataclass(frozen=True)
 class Fault:
     """A reply without content.
@@ -62,7 +66,8 @@ def decode_reply(message: Message, *, max_bytes: int) -> Reply:
     """Read whatever a node sent; nothing of it is trusted.
 
     Raises:
-        ProtocolError: the reply follows no form that we know, or is larger than ``max_bytes``.
+        ProtocolError: the reply follows no form that we know.
+        OversizeError: it is larger than ``max_bytes``.
         WeightsError: its arrays are damaged.
     """
     if message.has_error():
@@ -100,7 +105,7 @@ def _arrays(content: RecordDict, max_bytes: int) -> Weights:
         raise ProtocolError("an update came without arrays. Use the same version on both sides.")
     parts = {name: record[name] for name in sorted(record)}
     if sum(len(part.data) for part in parts.values()) > max_bytes:
-        raise ProtocolError(f"an update is larger than {max_bytes} bytes. Send the shared arrays.")
+        raise OversizeError(f"an update is larger than {max_bytes} bytes. Send the shared arrays.")
     weights: Weights = {}
     for name, part in parts.items():
         if part.stype != _PACKED:

@@ -2,9 +2,11 @@
 
 Messages are deflated to bytes and inflated again on either side, so no array is shared and a
 flipped bit has the effect that it would have on a network. A node works its orders off one
-after the other, as a SuperNode does, and only when somebody asks for a reply.
+after the other, as a SuperNode does, and only when somebody asks for a reply. Threads may share a
+grid; one at a time is served.
 """
 
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -119,6 +121,7 @@ class InProcessGrid(Grid):
     ) -> None:
         self.time = timer or VirtualTime()
         self.offline: set[str] = set()
+        self.lock = threading.RLock()
         self._app, self._faults = app, faults or (lambda _site, _group: Fault())
         self._nodes = {
             _FIRST_NODE + index: _Node(name, _context(_FIRST_NODE + index, name, sites[name]))
@@ -154,32 +157,14 @@ class InProcessGrid(Grid):
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Take messages as bytes."""
-        identifiers = []
-        for message in messages:
-            node = message.metadata.dst_node_id
-            fault = self._faults(self._nodes[node].name, message.metadata.group_id)
-            # Two orders may hold the same bytes; the counter keeps their ids apart.
-            identifier = f"{message.object_id}-{len(self._orders)}"
-            message.metadata.__dict__["_message_id"] = identifier
-            ready = self.time.clock() + fault.delay_s
-            self._orders[identifier] = _Order(node, _deflate(message), ready, fault)
-            self._nodes[node].queue.append(identifier)
-            identifiers.append(identifier)
-        return identifiers
+        with self.lock:
+            return [self._push(message) for message in messages]
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Replies that are ready at this virtual time; each can be pulled once."""
-        found = []
-        for identifier in message_ids:
-            order = self._orders.get(identifier)
-            if order is None or order.fault.offline or self.time.clock() < order.ready:
-                continue
-            self._work(order.node, up_to=identifier)
-            if order.fault.lost_reply or order.reply is None:
-                continue
-            reply, order.reply = order.reply, None
-            found.append(_inflate(reply))
-        return found
+        with self.lock:
+            pulled = [self._pull(identifier) for identifier in message_ids]
+        return [reply for reply in pulled if reply is not None]
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
@@ -188,6 +173,27 @@ class InProcessGrid(Grid):
         identifiers = list(self.push_messages(messages))
         self.time.sleep(timeout or 0.0)
         return self.pull_messages(identifiers)
+
+    def _push(self, message: Message) -> str:
+        node = message.metadata.dst_node_id
+        fault = self._faults(self._nodes[node].name, message.metadata.group_id)
+        # Two orders may hold the same bytes; the counter keeps their ids apart.
+        identifier = f"{message.object_id}-{len(self._orders)}"
+        message.metadata.__dict__["_message_id"] = identifier
+        ready = self.time.clock() + fault.delay_s
+        self._orders[identifier] = _Order(node, _deflate(message), ready, fault)
+        self._nodes[node].queue.append(identifier)
+        return identifier
+
+    def _pull(self, identifier: str) -> Message | None:
+        order = self._orders.get(identifier)
+        if order is None or order.fault.offline or self.time.clock() < order.ready:
+            return None
+        self._work(order.node, up_to=identifier)
+        if order.fault.lost_reply or order.reply is None:
+            return None
+        reply, order.reply = order.reply, None
+        return _inflate(reply)
 
     def _work(self, node: int, *, up_to: str) -> None:
         """Let a node work its orders off until this one is done."""

@@ -7,7 +7,6 @@ from pathlib import Path
 from agssd_core.config import RunConfig
 from agssd_core.weights import write_text
 from server.outcome import RoundOutcome
-from server.store import RunStore
 from server.superlink import run_on, superlink
 
 SITES_VARIABLE = "AGSSD_SIMULATION_SITES"
@@ -17,7 +16,7 @@ _CLIENT_APP = "simulation.ray_app:app"
 def federate_on_ray(
     config: RunConfig,
     sites: Mapping[str, Path],
-    store: RunStore,
+    folder: Path,
     *,
     on_round: Callable[[RoundOutcome], None] | None = None,
 ) -> None:
@@ -26,13 +25,14 @@ def federate_on_ray(
     Args:
         config: the run's; ``simulation.workers`` sites train at once, on ``threads`` CPUs each.
         sites: site name -> prepared folder.
-        store: the run's folder, with a checkpoint.
+        folder: the run's, whose cohorts have a checkpoint.
         on_round: told of every closed round.
 
     Raises:
         EngineError: Flower or Ray did not start, or the run ended early.
     """
-    table = store.folder / "engine" / "sites.json"
+    logs = folder / "engine"
+    table = logs / "sites.json"
     rows = [{"site": str(sites[name].resolve()), "name": name} for name in sorted(sites)]
     write_text(table, json.dumps(rows), private=True)
     settings = {
@@ -41,6 +41,5 @@ def federate_on_ray(
         "init-args-num-cpus": config.threads * min(config.simulation.workers, len(rows)),
     }
     variables = {SITES_VARIABLE: str(table.resolve())}
-    logs = store.folder / "engine"
     with superlink(config, logs, simulation=True, variables=variables) as link:
-        run_on(link, config, store, client_app=_CLIENT_APP, federation=settings, on_round=on_round)
+        run_on(link, config, folder, client_app=_CLIENT_APP, federation=settings, on_round=on_round)

@@ -1,41 +1,16 @@
 """Bad updates are refused by name, and the merge is that of a round without the site."""
 
 import os
-from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from agssd_core.protocol import SiteUpdate
-from agssd_core.weights import schema_digest, schema_of, weights_digest
-from client import wire as client_wire
 from server import wire
 from simulation.grid import Fault
+from tests.support.hostile import forged, hostile
 from tests.support.toy import Hospital
 
 NAME = "student/head.w"
-
-
-def hostile(change, *, sealed=True, **header):
-    """A site that alters its update; ``sealed`` makes its digests consistent again."""
-
-    def tamper(message):
-        update = wire.decode_reply(message, max_bytes=1 << 20)
-        weights = {name: array.copy() for name, array in update.weights.items()}
-        weights = change(weights) or weights
-        facts = dict(header)
-        if sealed:
-            facts |= {
-                "weights_digest": weights_digest(weights),
-                "schema_digest": schema_digest(schema_of(weights)),
-            }
-        forged = SiteUpdate(replace(update.header, **facts), weights)
-        reply = client_wire.encode_update(forged, reply_to=message)
-        # The forged message answers the same order as the honest one.
-        reply.metadata.__dict__.update(message.metadata.__dict__)
-        return reply
-
-    return tamper
 
 
 def put(value):
@@ -136,10 +111,7 @@ def test_a_replay_of_the_round_before_is_refused(tmp_path, without_b):
     kept = []
 
     def replay(message):
-        old = kept[0]
-        reply = client_wire.encode_update(old, reply_to=message)
-        reply.metadata.__dict__.update(message.metadata.__dict__)
-        return reply
+        return forged(kept[0], message)
 
     def keep(message):
         kept.append(wire.decode_reply(message, max_bytes=1 << 20))

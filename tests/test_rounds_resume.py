@@ -10,17 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import client.memory
-import client.site
 from simulation.grid import Fault
-from tests.support import toy
+from tests.support.killing import Killed, Killer, watch_rounds, watched
 from tests.support.toy import Hospital
 
 ROUNDS = 3
-
-
-class Killed(BaseException):
-    """A process that ends here; no handler of ours may catch it."""
 
 
 @pytest.fixture(autouse=True)
@@ -42,51 +36,9 @@ def _rows(run):
     return [{name: row.get(name) for name in facts} for row in run.store.metrics.rows()]
 
 
-def _calls(monkeypatch, killer):
-    """Let ``killer`` see every call on the way of a round, at server and sites alike."""
-    spots = [
-        (toy.ToyTrainer, "train_steps"),
-        (toy.ToyTrainer, "save_state"),
-        (client.memory.RunMemory, "begin"),
-        (client.memory.RunMemory, "commit"),
-        (client.memory, "save_weights"),
-        (client.memory, "write_text"),
-        (client.site, "release"),
-        (sys.modules["server.spool"].RoundSpool, "add"),
-        (sys.modules["server.spool"].RoundSpool, "clear"),
-        (sys.modules["server.metrics_log"].MetricsLog, "append"),
-        (sys.modules["server.store"].RunStore, "save_round"),
-        (sys.modules["server.rounds"], "merge_round"),
-    ]
-    for owner, name in spots:
-        monkeypatch.setattr(owner, name, _watched(getattr(owner, name), killer))
-
-
-def _watched(original, killer):
-    def call(*args, **kwargs):
-        killer()
-        result = original(*args, **kwargs)
-        killer()
-        return result
-
-    return call
-
-
-class Killer:
-    """Raises at the n-th point; later ones live."""
-
-    def __init__(self, at):
-        self.at, self.seen = at, 0
-
-    def __call__(self):
-        self.seen += 1
-        if self.seen == self.at:
-            raise Killed
-
-
 def test_killed_anywhere_and_resumed_ends_with_the_same_bits(tmp_path, monkeypatch, whole):
     killer = Killer(0)
-    _calls(monkeypatch, killer)
+    watch_rounds(monkeypatch, killer)
     counted = Hospital(tmp_path / "counted", rounds=ROUNDS)
     counted.run()
     points = killer.seen
@@ -104,7 +56,7 @@ def test_killed_anywhere_and_resumed_ends_with_the_same_bits(tmp_path, monkeypat
 
 def test_killed_again_and_again(tmp_path, monkeypatch, whole):
     killer = Killer(0)
-    _calls(monkeypatch, killer)
+    watch_rounds(monkeypatch, killer)
     run = Hospital(tmp_path / "x", rounds=ROUNDS)
     kills = 0
     for _ in range(40):
@@ -120,7 +72,7 @@ def test_killed_again_and_again(tmp_path, monkeypatch, whole):
 
 def test_admitted_updates_are_not_ordered_again(tmp_path, monkeypatch):
     run = Hospital(tmp_path / "x", rounds=1)
-    monkeypatch.setattr("server.rounds.merge_round", _watched(lambda: None, Killer(1)))
+    monkeypatch.setattr("server.rounds.merge_round", watched(lambda: None, Killer(1)))
     with pytest.raises(Killed):
         run.run()
     monkeypatch.undo()
