@@ -3,17 +3,32 @@
 from server.run_record import RunRecord, SiteRecord
 
 _ABSENT = ("late", "lost", "missed", "no-reply", "timeout")
-REFUSAL_REMEDY = {
-    "non-finite": "Lower training.optimiser.learning_rate, or train with precision = fp32.",
+_REMEDY = {
     "norm": "Look at that site's curves first; raise federation.max_update_norm only if they "
     "look like those of the others.",
     "magnitude": "Look at that site's curves; its training has probably diverged.",
     "weight": "Compare the site's patient count with its enrolment.",
     "size": "Check that the site builds the same model.",
-    "declined-collapsed": "Its targets collapsed and it kept the update. Look at its curves: raise "
-    "the batch size or lower the EMA momentum, and keep the teacher's temperature at 0.04.",
     "digest": "The upload was damaged; check the network path and the site's disk.",
 }
+_AGSSD_REMEDY = {
+    "non-finite": "Lower training.optimiser.learning_rate, or train with precision = fp32.",
+    "declined-collapsed": "Its targets collapsed and it kept the update. Look at its curves: raise "
+    "the batch size or lower the EMA momentum, and keep the teacher's temperature at 0.04.",
+}
+_ANAUS_REMEDY = {
+    "non-finite": "Lower anaus.optimiser.learning_rate, or train with precision = fp32.",
+    "declined-collapsed": "Its projections collapsed and it kept the update. Look at its curves "
+    "and its label maps: keep anaus.loss.align on, raise anaus.batch_size or lower the learning "
+    "rate.",
+}
+
+
+def refusal_remedy(reason: str, cohort: str) -> str:
+    """What to do about an update that was refused for this reason."""
+    own = _ANAUS_REMEDY if cohort == "us" else _AGSSD_REMEDY
+    other = "Compare software version and configuration with the site."
+    return own.get(reason) or _REMEDY.get(reason, other)
 
 
 def expected_absence(reason: str) -> bool:

@@ -42,8 +42,17 @@ class _Frame:
 
     first: int
     last: int
-    low: float
-    high: float
+    marks: tuple[float, ...]
+
+    @property
+    def low(self) -> float:
+        """Value at the bottom."""
+        return self.marks[0]
+
+    @property
+    def high(self) -> float:
+        """Value at the top."""
+        return self.marks[-1]
 
     def x(self, number: float) -> float:
         span = max(self.last - self.first, 1)
@@ -179,19 +188,18 @@ def _frame(
         low, high = min(low, gate, 0.0), max(high, gate)
     elif low > 0 and low < 0.5 * high:
         low = 0.0
-    marks = ticks(low, high)
     first, last = rounds or (min(numbers), max(numbers))
-    return _Frame(first, last, marks[0], marks[-1])
+    return _Frame(first, last, tuple(ticks(low, high)))
 
 
 def _axes(frame: _Frame) -> str:
     parts = []
-    for value in ticks(frame.low, frame.high):
+    for value in frame.marks:
         y = frame.y(value)
         parts.append(
             f'<path class="grid" d="M{_LEFT} {y:.1f}H{_WIDTH - _RIGHT}"/>'
             f'<text class="tick" x="{_LEFT - 7}" y="{y + 4:.1f}" text-anchor="end">'
-            f"{short(value)}</text>"
+            f"{_mark(value, frame.marks[1] - frame.marks[0])}</text>"
         )
     for number in _round_ticks(frame.first, frame.last):
         parts.append(
@@ -203,6 +211,14 @@ def _axes(frame: _Frame) -> str:
         'text-anchor="middle">round</text>'
     )
     return "".join(parts)
+
+
+def _mark(value: float, step: float) -> str:
+    """A tick's number, with more than three digits where neighbours would look alike or wrong."""
+    text = short(value)
+    if abs(float(text) - value) < 0.01 * step:
+        return text
+    return f"{value:.{max(0, 2 - math.floor(math.log10(step)))}f}".rstrip("0").rstrip(".")
 
 
 def _round_ticks(first: int, last: int) -> list[int]:

@@ -1,7 +1,7 @@
 """The page that a coordinator reads: one file, no script, nothing fetched, no pixel of an image.
 
-Everything comes from ``metrics.jsonl`` and the newest manifest. Names and reasons come from
-sites, so the template escapes them all.
+Everything comes from ``metrics.jsonl`` and the newest manifest of each cohort. Names and reasons
+come from sites, so the template escapes them all.
 """
 
 import json
@@ -17,33 +17,14 @@ from jinja2 import BaseLoader, Environment, FileSystemLoader, StrictUndefined
 from agssd_core.weights import write_text
 from server import curves
 from server.attendance import expected_absence, missed_rounds
-from server.measures import BY_NAME, DRIFTS, IN_TABLE, LOSSES, MONITOR, WORKINGS, Measure
-from server.run_record import METRICS_FILE, RunRecord, SiteRecord, read_run
-from server.verdicts import Verdict, headline, judge
+from server.cohorts import run_folders
+from server.finding import Verdict
+from server.measures import CohortMeasures, Measure, measures_of
+from server.run_record import METRICS_FILE, RunRecord, SiteRecord, read_runs
+from server.verdicts import gravest_first, headline, judge
 
 REPORT_FILE = "report.html"
 TEMPLATES = Path(__file__).parent
-
-
-_KEY_SETTINGS = (
-    ("preset", "Preset"),
-    ("seed", "Seed"),
-    ("threads", "Threads"),
-    ("federation.rounds", "Rounds planned"),
-    ("federation.steps_per_round", "Steps per round and site"),
-    ("federation.min_sites", "Sites needed"),
-    ("federation.merge.student", "Student rule"),
-    ("federation.merge.teacher", "Teacher rule"),
-    ("federation.merge.weighting", "Weighting"),
-    ("federation.merge.max_weight", "Greatest share of one site"),
-    ("training.batch_size", "Batch size, volumes"),
-    ("training.precision", "Precision"),
-    ("agssd.model.width", "Model width"),
-    ("agssd.model.depth", "Model depth"),
-    ("agssd.model.patch_size", "Patch size, voxels"),
-    ("agssd.cvac.global_size", "Global crop, voxels"),
-    ("data.spacing_mm", "Spacing, mm"),
-)
 
 
 def write_server_report(run_folder: Path) -> Path:
@@ -61,7 +42,8 @@ def write_page(
     """Render a template over the run's context and write it atomically.
 
     Args:
-        run_folder: holds ``metrics.jsonl`` and ``checkpoints``.
+        run_folder: holds ``metrics.jsonl`` and ``checkpoints``, or a folder with both for each
+            cohort.
         loader: finds the template and the page that it extends.
         template: its name.
         more: further names for the template.
@@ -81,23 +63,43 @@ def write_page(
 
 
 def _context(run_folder: Path) -> dict[str, Any]:
-    run = read_run(run_folder)
+    runs = read_runs(run_folder)
+    cohorts = [_cohort(run, alone=len(runs) == 1) for run in runs]
+    verdicts = gravest_first(chain.from_iterable(cohort["verdicts"] for cohort in cohorts))
+    sites = [site for cohort in cohorts for site in cohort["sites"]]
+    return {
+        "name": runs[0].name,
+        "cohorts": cohorts,
+        "written": _written(run_folder),
+        "headline": headline(verdicts),
+        "damaged_lines": sum(run.damaged_lines for run in runs),
+        "site_count": len({site["name"] for site in sites}),
+        "up": sum(site["up"] for site in sites),
+        "down": sum(site["down"] for site in sites),
+        "seconds": sum(site["seconds"] for site in sites),
+    }
+
+
+def _cohort(run: RunRecord, *, alone: bool) -> dict[str, Any]:
+    """One cohort's part of the page; ``anchor`` keeps element ids of several apart."""
     verdicts = judge(run)
     styles = _styles(run, verdicts)
+    shown = measures_of(run.cohort)
     return {
         "run": run,
-        "written": _written(run_folder),
+        "shown": shown,
+        "anchor": "" if alone else f"{run.cohort}-",
         "headline": headline(verdicts),
         "verdicts": verdicts,
         "legend": _legend(styles),
-        "monitor": _charts(run, MONITOR, styles),
-        "losses": _charts(run, LOSSES, styles),
-        "workings": _charts(run, WORKINGS, styles),
+        "monitor": _charts(run, shown.monitor, styles),
+        "losses": _charts(run, shown.losses, styles),
+        "workings": _charts(run, shown.workings, styles),
         "sites": [_site_line(run, site, styles[site.name]) for site in run.sites],
         "newest": [_newest(run, site) for site in run.sites],
-        "columns": [BY_NAME[metric].title for metric in IN_TABLE],
+        "columns": [shown.titles[metric] for metric in shown.in_table],
         "shares": _shares(run),
-        "facts": _facts(run),
+        "facts": _facts(run, shown),
         "merge": _merge_facts(run),
         "config_text": json.dumps(run.config, indent=2, sort_keys=True) if run.config else "",
     }
@@ -125,9 +127,10 @@ def _charts(
     run: RunRecord, measures: Iterable[Measure], styles: Mapping[str, int | None]
 ) -> list[dict[str, Any]]:
     rounds = (run.rounds[0], run.rounds[-1]) if run.rounds else None
-    gate = float(run.setting("monitor.gate_nat", 0.1))
+    together = measures_of(run.cohort).together
     found = []
     for measure in measures:
+        gate = None if measure.gate is None else float(run.setting(*measure.gate))
         lines = [
             curves.Line(site.name, site.values(measure.metric), styles[site.name])
             for site in run.sites
@@ -135,19 +138,19 @@ def _charts(
         chart = curves.line_chart(
             lines,
             title=measure.title,
-            gate=gate if measure.gated else None,
-            gate_label=f"gate {curves.short(gate)}",
+            gate=gate,
+            gate_label="" if gate is None else f"gate {curves.short(gate)}",
             rounds=rounds,
-            within=_drifts(run) if measure.metric in DRIFTS else (),
+            within=_values(run, together) if measure.metric in together else (),
         )
         if chart:
             found.append({"measure": measure, "chart": chart})
     return found
 
 
-def _drifts(run: RunRecord) -> list[float]:
-    """Both drift charts share their axis: the two are there to be compared."""
-    return [v for metric in DRIFTS for site in run.sites for v in site.values(metric).values()]
+def _values(run: RunRecord, metrics: Iterable[str]) -> list[float]:
+    """All values of metrics whose charts share their axis."""
+    return [v for metric in metrics for site in run.sites for v in site.values(metric).values()]
 
 
 def _site_line(run: RunRecord, site: SiteRecord, style: int | None) -> dict[str, Any]:
@@ -175,10 +178,10 @@ def _site_line(run: RunRecord, site: SiteRecord, style: int | None) -> dict[str,
 
 def _newest(run: RunRecord, site: SiteRecord) -> dict[str, Any]:
     cells = []
-    for metric in IN_TABLE:
+    for metric in measures_of(run.cohort).in_table:
         values = [v for other in run.sites for v in other.values(metric).values()]
         limits = (min(values), max(values)) if values else (0.0, 1.0)
-        rounds = (run.rounds[0], run.rounds[-1])
+        rounds = (run.rounds[0], run.rounds[-1]) if run.rounds else (0, 0)
         spark = curves.sparkline(site.values(metric), limits=limits, rounds=rounds)
         cells.append((site.last(metric), spark))
     return {"name": site.name, "cells": cells}
@@ -193,8 +196,8 @@ def _shares(run: RunRecord) -> dict[str, float]:
     return {}
 
 
-def _facts(run: RunRecord) -> list[tuple[str, str]]:
-    found = [(label, run.setting(path)) for path, label in _KEY_SETTINGS]
+def _facts(run: RunRecord, shown: CohortMeasures) -> list[tuple[str, str]]:
+    found = [(label, run.setting(path)) for path, label in shown.settings]
     return [(label, _plain(value)) for label, value in found if value is not None]
 
 
@@ -238,10 +241,9 @@ def _plain(value: Any) -> str:
 
 
 def _written(run_folder: Path) -> str:
-    file = run_folder / METRICS_FILE
-    if not file.is_file():
-        return ""
-    return datetime.fromtimestamp(file.stat().st_mtime, tz=UTC).strftime("%Y-%m-%d %H:%M UTC")
+    files = [folder / METRICS_FILE for folder in run_folders(run_folder).values()]
+    times = [file.stat().st_mtime for file in files if file.is_file()]
+    return f"{datetime.fromtimestamp(max(times), tz=UTC):%Y-%m-%d %H:%M UTC}" if times else ""
 
 
 def _short(value: float | None) -> str:

@@ -7,9 +7,11 @@ is not a row is left out and counted, and the page is written all the same.
 import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+from server.cohorts import run_folders
 
 METRICS_FILE = "metrics.jsonl"
 ENROLMENT_FILE = "enrolment.json"
@@ -90,6 +92,17 @@ class RunRecord:
     damaged_lines: int
 
     @property
+    def cohort(self) -> str:
+        """Whose run it is, as its rows, its manifest or its configuration say."""
+        rows = [*self.merges, *(row for site in self.sites for row in (*site.rows, *site.refusals))]
+        said = (
+            *(row.cohort for row in rows[-1:]),
+            self.manifest.get("cohort"),
+            self.setting("federation.cohort"),
+        )
+        return next((text for text in said if isinstance(text, str) and text), "ct-mr")
+
+    @property
     def completed_rounds(self) -> int:
         """Rounds that ended with merged weights."""
         return sum(_was_merged(row) for row in self.merges)
@@ -108,6 +121,14 @@ class RunRecord:
                 return default
             node = node[part]
         return node
+
+
+def read_runs(run_folder: Path) -> tuple[RunRecord, ...]:
+    """Read every cohort of a run, under the name of the run's folder; at least one record."""
+    name = run_folder.resolve().name
+    return tuple(
+        replace(read_run(folder), name=name) for folder in run_folders(run_folder).values()
+    )
 
 
 def read_run(run_folder: Path) -> RunRecord:

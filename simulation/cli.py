@@ -1,5 +1,6 @@
 """``agssd-sim``: a federation on one machine, and the tools of its researcher."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from statistics import fmean
 from typing import Annotated, Literal
@@ -9,7 +10,9 @@ import typer
 from agssd_core.config import load_config
 from agssd_core.console import kept_interrupt, new_app, progress_bar, say, say_error
 from agssd_core.errors import ConfigError, RoundError
+from server.cohorts import run_folders
 from server.outcome import RoundOutcome
+from simulation.lpsam_cli import lpsam_fit
 
 app = new_app("Run a federation of several sites on one machine, and take its encoders out.")
 
@@ -31,24 +34,23 @@ def run(config: ConfigArgument, overrides: Overrides = None) -> None:
     from simulation.run import run_simulation
 
     settings = load_config(config, overrides or ())
-    merged: list[bool] = []
+    merged: dict[str, list[bool]] = {}
 
     with kept_interrupt() as check_interrupt:
 
         def told(outcome: RoundOutcome) -> None:
-            merged.append(outcome.merged)
+            merged.setdefault(outcome.cohort, []).append(outcome.merged)
             _round_line(outcome)
             check_interrupt()
 
         report = run_simulation(settings, say=say, bar=progress_bar, on_round=told)
     say(f"report: {report}")
-    if merged and not any(merged):
-        raise RoundError(
-            f"none of {len(merged)} round(s) reached its quorum, at least one must, so the weights "
-            "are those of the start. The report lists why updates were refused; mend that, or "
-            "lower federation.min_sites, and start under another name."
-        )
-    say(f"merged checkpoint: {report.parent / 'checkpoints'}")
+    failed = [name for name, rounds in merged.items() if not any(rounds)]
+    for name, folder in run_folders(report.parent).items():
+        if name not in failed and (name or not failed):
+            say(f"merged checkpoint: {folder / 'checkpoints'}")
+    if failed:
+        raise RoundError(_no_quorum({name: len(merged[name]) for name in failed}))
 
 
 @app.command()
@@ -99,10 +101,21 @@ def export(
         int | None, typer.Option("--round", help="Round of the checkpoint; the newest if left out.")
     ] = None,
     network: Annotated[Literal["teacher", "student"], typer.Option(help="Which.")] = "teacher",
+    cohort: Annotated[
+        Literal["ct-mr", "us"] | None,
+        typer.Option(help="Whose encoder; may be left out where there is one."),
+    ] = None,
     form: Annotated[
-        Literal["monai-vit", "monai-unetr", "safetensors"],
-        typer.Option("--format", help="Names and shapes of the file's arrays."),
-    ] = "monai-vit",
+        Literal[
+            "monai-vit", "monai-unetr", "monai-resnet", "torchvision-resnet", "fpn", "safetensors"
+        ]
+        | None,
+        typer.Option(
+            "--format",
+            help="Names and shapes of the file's arrays; monai-vit for CT and MR, monai-resnet for "
+            "ultrasound if left out.",
+        ),
+    ] = None,
 ) -> None:
     """Take an encoder out of a run, as a safetensors file in another library's names.
 
@@ -110,8 +123,10 @@ def export(
     """
     from simulation.exporting import export_run
 
-    chosen = export_run(run, out, round_index=round_index, network=network, form=form)
-    say(f"{out}: {network} of round {chosen} as {form}")
+    number, chosen = export_run(
+        run, out, cohort=cohort, round_index=round_index, network=network, form=form
+    )
+    say(f"{out}: {network} of round {number} as {chosen}")
 
 
 @app.command()
@@ -141,9 +156,22 @@ def table(
     say(run_table(runs))
 
 
+app.command("lpsam-fit")(lpsam_fit)
+
+
+def _no_quorum(rounds: Mapping[str, int]) -> str:
+    """A run is no success of which a cohort learned nothing."""
+    facts = [f"cohort {n}: none of {r} round(s) reached its quorum" for n, r in rounds.items()]
+    return (
+        f"{'; '.join(facts)}, at least one must, so the weights are those of the start. The report "
+        "lists why updates were refused; mend that, or lower federation.min_sites, and start under "
+        "another name."
+    )
+
+
 def _round_line(outcome: RoundOutcome) -> None:
     """One line for each round that closes."""
-    shown = ("loss", "rec_ratio", "information_cls", "information_patch")
+    shown = ("loss", "rec_ratio", "information_cls", "information_patch", "anatomy_gap")
     values = [
         f"{name} {fmean(found):.3f}"
         for name in shown
@@ -152,8 +180,8 @@ def _round_line(outcome: RoundOutcome) -> None:
     state = "merged" if outcome.merged else "quorum missed, weights unchanged"
     refused = "".join(f", {site} refused ({why})" for site, why in sorted(outcome.refusals.items()))
     say(
-        f"round {outcome.round + 1}/{outcome.rounds}: {state}, {len(outcome.sites)} site(s)"
-        f"{refused}, {outcome.seconds:.1f} s  {'  '.join(values)}"
+        f"{outcome.cohort} round {outcome.round + 1}/{outcome.rounds}: {state}, "
+        f"{len(outcome.sites)} site(s){refused}, {outcome.seconds:.1f} s  {'  '.join(values)}"
     )
 
 

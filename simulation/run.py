@@ -8,12 +8,14 @@ from pathlib import Path
 from agssd_core.config import RunConfig, dump_config
 from agssd_core.errors import CheckpointError, ConfigError
 from agssd_core.tracking import require_packages
+from agssd_core.training.anaus_build import build_pair
 from agssd_core.training.build import build_model
-from agssd_core.weights import write_text
+from agssd_core.weights import Weights, write_text
+from server.cohorts import cohort_stores
 from server.manifest import RoundRecord
 from server.outcome import RoundOutcome
 from server.store import RunStore
-from server.tracking import tracking_rounds
+from server.tracking import tracking_cohorts
 from simulation.engines import federate
 from simulation.report import write_report
 from simulation.sites import Bar, Say, build_sites, site_folders
@@ -25,28 +27,39 @@ def run_folder(config: RunConfig) -> Path:
 
 
 def initialise(config: RunConfig) -> tuple[Path, bool]:
-    """Write the round-0 checkpoint unless the run has one already.
+    """Write the round-0 checkpoint of every cohort that has none yet.
 
     Returns:
-        The run's folder, and whether the checkpoint was written now.
+        The run's folder, and whether a checkpoint was written now.
 
     Raises:
         CheckpointError: the run exists with another configuration, or the disk is full.
     """
     folder = run_folder(config)
-    store = RunStore(folder, keep=config.federation.keep)
+    stores = cohort_stores(folder, config)
+    begun = [_begin(config.for_cohort(name), store) for name, store in stores.items()]
+    return folder, any(begun)
+
+
+def _begin(config: RunConfig, store: RunStore) -> bool:
+    """Write a cohort's round-0 checkpoint; False when the run has begun already."""
     with store.writing():
         if store.resume(dump_config(config)) is not None:
-            return folder, False
+            return False
         record = RoundRecord(
             run=_run_id(config),
             round=0,
             cohort=config.federation.cohort,
             config=dump_config(config),
         )
-        model = build_model(config.agssd, seed=config.seed)
-        store.save_round(record, model.shared_weights())
-    return folder, True
+        store.save_round(record, _first_weights(config))
+    return True
+
+
+def _first_weights(config: RunConfig) -> Weights:
+    if config.federation.cohort == "us":
+        return build_pair(config.anaus, seed=config.seed).shared_weights()
+    return build_model(config.agssd, seed=config.seed).shared_weights()
 
 
 def run_simulation(
@@ -71,8 +84,8 @@ def run_simulation(
     if not fresh:
         say(f"going on with the run in {folder}")
     sites = build_sites(config, folder / "sites", say=say, bar=bar)
-    store = RunStore(folder)
-    with tracking_rounds(config.tracking, store, run=config.name, on_round=on_round) as told:
+    stores = cohort_stores(folder, config)
+    with tracking_cohorts(config.tracking, stores, run=config.name, on_round=on_round) as told:
         federate(config, sites, folder, on_round=told)
     return write_report(folder, sites=sites, config=config)
 
@@ -85,7 +98,7 @@ def rewrite_report(config: RunConfig) -> Path:
         CheckpointError: the run does not.
     """
     folder = run_folder(config)
-    if not RunStore(folder).rounds():
+    if not any(store.rounds() for store in cohort_stores(folder, config).values()):
         raise CheckpointError("the run has no checkpoint. Start it with `agssd-sim run CONFIG`.")
     return write_report(folder, sites=site_folders(config, folder / "sites"), config=config)
 

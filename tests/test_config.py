@@ -140,6 +140,7 @@ def test_ultrasound_may_have_rounds_of_its_own():
         ({"backbone": {"norm": "group", "width": 12}}, "Choose groups that divide"),
         ({"backbone": {"norm": "group"}, "share_statistics": True}, "Leave it false"),
         ({"loss": {"align": 0, "context": 0}}, "Give one a weight"),
+        ({"backbone": {"norm": "group"}, "head": {"hidden_projector": 20}}, "Choose a multiple"),
     ],
     ids=str,
 )

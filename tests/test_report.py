@@ -264,6 +264,28 @@ def test_numbers_keep_three_digits(value, text):
     assert curves.short(value) == text
 
 
+@pytest.mark.parametrize("values", [(0.689, 0.858), (0.071, 0.103), (4.7, 4.86), (3.0, 3.0)])
+def test_every_tick_lies_on_the_drawing(values):
+    line = curves.Line("a", dict(enumerate(values)), 0)
+    drawn = curves.line_chart([line], title="t")
+    heights = [float(y) for y in re.findall(r'class="grid" d="M\d+ ([-0-9.]+)H', drawn)]
+    assert len(heights) >= 2
+    assert min(heights) >= 9.9
+    assert max(heights) <= 198.1  # above the numbers of the rounds
+
+
+def test_neighbouring_ticks_are_told_apart():
+    values = {0: 10.02, 1: 10.9}
+    chart = curves.line_chart([curves.Line("a", values, 0)], title="t")
+    assert re.findall(r'text-anchor="end">([^<]*)<', chart) == [
+        "10",
+        "10.25",
+        "10.5",
+        "10.75",
+        "11",
+    ]
+
+
 def test_a_gap_in_the_rounds_is_a_gap_in_the_line():
     line = curves.Line("a", {0: 1.0, 1: 2.0, 3: 1.0}, 0)
     path = re.search(r'class="line".*? d="([^"]*)"', curves.line_chart([line], title="t"))[1]

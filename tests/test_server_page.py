@@ -57,7 +57,7 @@ def test_the_page_is_whole_and_new_after_every_round(tmp_path):
         seen.append(page.read_text())
         assert seen[-1].rstrip().endswith("</html>")
 
-    hospital.run(on_round=writing_page(hospital.store, look))
+    hospital.run(on_round=writing_page(hospital.store.folder, look))
     assert len(set(seen)) == len(seen) == 3
     assert [text.count("Newest round</") for text in seen] == [1, 1, 1]
     assert not list(hospital.store.folder.glob(".report*"))

@@ -5,37 +5,30 @@ global state. Planes are shown as radiologists are used to: the patient's right 
 picture, anterior up, unless a view is flipped, which its heading then says.
 """
 
-import io
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle as Patch
 from numpy.typing import NDArray
 
+from agssd_core.evaluation.drawing import (
+    FIRST,
+    SECOND,
+    SHARED,
+    Picture,
+    grid_of_axes,
+    png_of,
+    set_frame,
+    set_title,
+)
 from agssd_core.evaluation.panels import VolumePanels
 from agssd_core.evaluation.planes import Rectangle
 
-FIRST, SECOND, SHARED, LOCAL, HIDDEN = "#0072b2", "#d55e00", "#ffd400", "#009e73", "#cc79a7"
-_DPI = 100
-_CELL_INCHES = 2.35
-_INK = "#16202b"
+LOCAL, HIDDEN = "#009e73", "#cc79a7"
 # Errors this large or larger are drawn white.
 _WHITE_ERROR = 0.3
-
-
-@dataclass(frozen=True)
-class Picture:
-    """One picture: a short file-name part, a heading, what it shows in words, PNG bytes."""
-
-    name: str
-    title: str
-    text: str
-    png: bytes
 
 
 def draw_pictures(panels: VolumePanels) -> tuple[Picture, ...]:
@@ -44,7 +37,7 @@ def draw_pictures(panels: VolumePanels) -> tuple[Picture, ...]:
 
 
 def _pair(panels: VolumePanels) -> Picture:
-    figure, axes = _grid(1, 3)
+    figure, axes = grid_of_axes(1, 3)
     plane = panels.plane
     spacing = panels.spacing_mm
     _show(axes[0][0], panels.volume_plane, aspect=spacing[1] / spacing[0])
@@ -54,7 +47,7 @@ def _pair(panels: VolumePanels) -> Picture:
         _outline(axes[0][0], box, colour, width=2.0)
     if plane.shared is not None:
         _fill(axes[0][0], plane.shared)
-    _title(axes[0][0], "volume")
+    set_title(axes[0][0], "volume")
     for view, colour in enumerate((FIRST, SECOND)):
         _view(axes[0][view + 1], panels, view, panels.clean[view], colour=colour)
     share = f"{100 * panels.overlap:.0f} % of the smaller global crop is shared"
@@ -64,19 +57,19 @@ def _pair(panels: VolumePanels) -> Picture:
         "One plane of the volume with the two global crops (blue, orange), their overlap (yellow) "
         "and the local crops that it cuts (green); then the same plane of each crop with the same "
         f"overlap drawn. {share}.",
-        _png(figure),
+        png_of(figure),
     )
 
 
 def _masks(panels: VolumePanels) -> Picture:
-    figure, axes = _grid(2, 3)
+    figure, axes = grid_of_axes(2, 3)
     for view in range(2):
         _view(axes[view][0], panels, view, panels.clean[view])
         _show(axes[view][1], panels.edges[view], colours="magma")
-        _title(axes[view][1], "edge strength")
+        set_title(axes[view][1], "edge strength")
         _show(axes[view][2], panels.seen[view])
         _veil(axes[view][2], panels.hidden[view], panels.seen[view].shape)
-        _title(
+        set_title(
             axes[view][2], f"hidden tokens ({100 * panels.hidden_share[view]:.0f} % of the view)"
         )
     return Picture(
@@ -85,12 +78,12 @@ def _masks(panels: VolumePanels) -> Picture:
         f"For each view: the clean crop, its edge strength, and the student's input of step "
         f"{panels.step} with the tokens that this step hides veiled in pink. The preference for "
         f"edges (alpha) was {panels.alpha:.2g}.",
-        _png(figure),
+        png_of(figure),
     )
 
 
 def _reconstruction(panels: VolumePanels) -> Picture:
-    figure, axes = _grid(2, 4)
+    figure, axes = grid_of_axes(2, 4)
     headings = ("student's input", "prediction", "target", "error at hidden tokens")
     for view in range(2):
         hidden = panels.hidden[view]
@@ -101,7 +94,7 @@ def _reconstruction(panels: VolumePanels) -> Picture:
         _show(axes[view][2], panels.clean[view])
         _show(axes[view][3], panels.error[view], colours="magma", white=_WHITE_ERROR)
         for axis, heading in zip(axes[view], headings, strict=True):
-            _title(axis, heading)
+            set_title(axis, heading)
     return Picture(
         "reconstruction",
         "Reconstruction",
@@ -109,12 +102,12 @@ def _reconstruction(panels: VolumePanels) -> Picture:
         "prediction set in at hidden tokens (outlined), the clean target, and the absolute error "
         "at hidden tokens, white from 0.3 up. Masked L1 over the whole crop: "
         f"{panels.masked_l1[0]:.3g} and {panels.masked_l1[1]:.3g}.",
-        _png(figure),
+        png_of(figure),
     )
 
 
 def _colours(panels: VolumePanels) -> Picture:
-    figure, axes = _grid(2, 3)
+    figure, axes = grid_of_axes(2, 3)
     for view in range(2):
         _view(axes[view][0], panels, view, panels.clean[view])
         for column, (heading, colours) in enumerate(
@@ -124,14 +117,14 @@ def _colours(panels: VolumePanels) -> Picture:
             _show(axis, colours[view], extent=panels.clean[view].shape)
             if panels.plane.shared_in_view is not None:
                 _outline(axis, panels.plane.shared_in_view[view], "#111111", width=1.4)
-            _title(axis, heading)
+            set_title(axis, heading)
     return Picture(
         "tokens",
         "Patch tokens",
         "Patch tokens of student and teacher on the same unmasked views, coloured by the first "
         "three principal components, fitted once over both networks and both views: equal colours "
         f"are equal features. They hold {100 * panels.variance_held:.0f} % of the variance.",
-        _png(figure),
+        png_of(figure),
     )
 
 
@@ -146,30 +139,9 @@ def _view(
     elif shared is not None:
         _outline(axis, shared[view], SHARED, width=1.4)
     if colour:
-        for spine in axis.spines.values():
-            spine.set(visible=True, color=colour, linewidth=2.5)
+        set_frame(axis, colour)
     flipped = ", flipped" if panels.plane.flipped[view] else ""
-    _title(axis, f"view {view + 1}{flipped}")
-
-
-def _title(axis: Axes, text: str) -> None:
-    axis.set_title(text, fontsize=9, color=_INK)
-
-
-def _grid(rows: int, columns: int) -> tuple[Figure, list[list[Axes]]]:
-    figure = Figure(
-        figsize=(columns * _CELL_INCHES, rows * _CELL_INCHES * 1.1),
-        dpi=_DPI,
-        layout="constrained",
-        facecolor="white",
-    )
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(rows, columns, squeeze=False)
-    for axis in axes.flat:
-        axis.set(xticks=[], yticks=[])
-        for spine in axis.spines.values():
-            spine.set_visible(False)
-    return figure, [list(row) for row in axes]
+    set_title(axis, f"view {view + 1}{flipped}")
 
 
 def _show(
@@ -223,9 +195,3 @@ def _veil(
         if opacity:
             axis.add_patch(Patch(corner, *pitch, facecolor=HIDDEN, alpha=opacity, linewidth=0))
         axis.add_patch(Patch(corner, *pitch, fill=False, edgecolor=edge, linewidth=0.6))
-
-
-def _png(figure: Figure) -> bytes:
-    stream = io.BytesIO()
-    figure.savefig(stream, format="png", metadata={"Software": None})
-    return stream.getvalue()
