@@ -16,7 +16,7 @@ import yaml
 from numpy.typing import NDArray
 
 from agssd_core.config import RunConfig
-from agssd_core.data.catalogue import site_lock
+from agssd_core.data.catalogue import LABELS_STAMP, database, refuse, site_lock
 from agssd_core.data.clip_cache import ClipEntry, read_clip_entry
 from agssd_core.data.frames import SiteFrames
 from agssd_core.data.label_cache import ClipLabels, LabelSource, missing_labels, write_labels
@@ -103,14 +103,38 @@ def delineate_site(
             try:
                 made = _labels_of(site_dir, clip, frames, delineator)
                 write_labels(site_dir, made, config=config.data)
+                _forget_skipped(site_dir, clip)
             except CacheError:
                 raise
             except DataError as error:
                 skipped.append(Skipped(clip, str(error)))
+                _note_skipped(site_dir, skipped[-1])
             progress(number + 1, len(todo))
     clips = len({info.clip for info in frames.infos})
     done = len(todo) - len(skipped)
     return DelineateReport(done, clips - len(todo), delineator.source, tuple(skipped))
+
+
+def _note_skipped(site_dir: Path, item: Skipped) -> None:
+    """Let training do without the clip, and `agssd-site skipped` list it."""
+    entry = read_clip_entry(site_dir, item.reference)
+    if entry is None:
+        return
+    with database(site_dir) as table:
+        refuse(
+            table,
+            item.reference,
+            stamp=LABELS_STAMP,
+            fingerprint=entry.fingerprint,
+            reason=item.reason,
+        )
+
+
+def _forget_skipped(site_dir: Path, clip: str) -> None:
+    """What another source could not delineate has label maps now."""
+    with database(site_dir) as table, table:
+        query = "DELETE FROM refused WHERE volume = ? AND stamp = ?"
+        table.execute(query, (clip, LABELS_STAMP))
 
 
 def trusted_digests(site_dir: Path, digest: str) -> frozenset[str]:
@@ -155,8 +179,7 @@ def _labels_of(site_dir: Path, clip: str, frames: SiteFrames, delineator: Deline
             "a prepared clip has vanished. Run `agssd-site prepare SITE` with the same "
             "configuration."
         )
-    indices = [index for index, info in enumerate(frames.infos) if info.clip == clip]
-    pixels = [frames.read_frame(index) for index in indices]
+    pixels = [frames.read_frame(index) for index in frames.indices_of(clip)]
     maps, confidence = delineator.draw(entry, pixels)
     return ClipLabels(clip, maps, confidence, delineator.source, delineator.digest)
 

@@ -230,11 +230,24 @@ def test_a_bad_label_map_leaves_that_clip_out_and_says_why(pictures, tmp_path, k
     assert len(report.skipped) == 1
     assert remedy in report.skipped[0].reason
     assert "still" not in report.skipped[0].reason
-    with pytest.raises(CacheError, match="1 of 3 clip"):
-        SiteFrames.open(pictures, SMALL)
-    # The rest can be given superpixels.
+    # Training goes on without it, and the list of what was left out holds it.
+    frames = SiteFrames.open(pictures, SMALL)
+    assert {info.clip for info in frames.infos}.isdisjoint({report.skipped[0].reference})
+    assert len({info.clip for info in frames.infos}) == 2
+    assert remedy in CliRunner().invoke(app, ["skipped", str(pictures)]).output
+    # It can be given superpixels, and is then no longer listed; preparing again changes nothing.
+    prepare_site(pictures, SMALL)
+    assert len({info.clip for info in SiteFrames.open(pictures, SMALL).infos}) == 2
     assert delineate_site(pictures, RUN).done == 3
     assert SiteFrames.open(pictures, SMALL).label_source == "disk+superpixels"
+    assert remedy not in CliRunner().invoke(app, ["skipped", str(pictures)]).output
+
+
+def test_a_site_of_which_no_clip_could_be_delineated_says_so(pictures, tmp_path):
+    _save(tmp_path / "labels", "of-another-site.png", _halves())
+    assert len(delineate_site(pictures, RUN, labels=tmp_path / "labels").skipped) == 3
+    with pytest.raises(CacheError, match="3 of 3 clip"):
+        SiteFrames.open(pictures, SMALL)
 
 
 @pytest.mark.parametrize("frames", [1, 3, 5])

@@ -52,6 +52,7 @@ __all__ = [
 
 CATALOGUE_NAME = "catalogue.sqlite"
 RAW_NAME = "raw-bytes:"
+LABELS_STAMP = "labels"
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS files(path TEXT PRIMARY KEY, relative TEXT, size INTEGER,
     mtime INTEGER, assumed TEXT, kind TEXT, header TEXT, reason TEXT);
@@ -72,7 +73,8 @@ class Catalogue:
 
     Attributes:
         records: the volumes.
-        refused: (scan, stamp, fingerprint) of what could not be prepared -> reason.
+        refused: (scan, stamp, fingerprint) of what could not be prepared, or under
+            ``LABELS_STAMP`` not be delineated -> reason.
     """
 
     site_dir: Path
@@ -113,6 +115,10 @@ class Catalogue:
     def refusal(self, record: ScanRecord, stamp: str) -> str | None:
         """Why this scan could not be prepared under these settings; None if it was not tried."""
         return self.refused.get((record.name, stamp, record.fingerprint))
+
+    def undelineated(self, clip: str, fingerprint: str) -> bool:
+        """Whether a clip was tried and could not be given label maps."""
+        return (clip, LABELS_STAMP, fingerprint) in self.refused
 
     def _scans_of(self, cohort: Cohort) -> list[ScanRecord]:
         return [record for record in self.scans if COHORT_OF[record.modality] == cohort]
@@ -165,6 +171,15 @@ def true_path(text: str) -> str:
     if text.startswith(RAW_NAME):
         return os.fsdecode(bytes.fromhex(text.removeprefix(RAW_NAME)))
     return text
+
+
+def refuse(
+    table: sqlite3.Connection, scan: str, *, stamp: str, fingerprint: str, reason: str
+) -> None:
+    """Note why a scan cannot be used under some settings."""
+    with table:
+        row = (scan, stamp, fingerprint, reason)
+        table.execute("INSERT OR REPLACE INTO refused VALUES (?, ?, ?, ?)", row)
 
 
 def source_paths(table: sqlite3.Connection, scan: str) -> tuple[str, ...]:

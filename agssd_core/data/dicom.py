@@ -219,7 +219,7 @@ def _check_pixels(data: Dataset, path: Path, pixels: int) -> None:
     """A native image must be as long as its header says, before memory is taken for it."""
     if "PixelData" not in data:
         raise SeriesError("the file holds no pixel data. Export it again from the PACS.")
-    element = data.get_item("PixelData")
+    element = data.get_item("PixelData", keep_deferred=True)
     length = int(getattr(element, "length", 0) or 0)
     start = int(getattr(element, "value_tell", 0) or 0)
     if length in (0, 0xFFFFFFFF):

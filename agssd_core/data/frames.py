@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from agssd_core.config.data import DataConfig
 from agssd_core.data.array_file import CLIP, LABELS, read_part
-from agssd_core.data.catalogue import open_catalogue
+from agssd_core.data.catalogue import Catalogue, open_catalogue
 from agssd_core.data.clip_cache import ClipEntry, frames_stamp, open_frames, read_clip_entry
 from agssd_core.data.label_cache import (
     LABEL_SOURCES,
@@ -90,24 +90,30 @@ class SiteFrames:
             config: the preprocessing.
             labels: whose label maps to read; ``auto`` takes for each clip LP-SAM's, else those
                 from disk, else superpixels.
-            need_labels: False for who draws the label maps.
+            need_labels: leave out clips that were tried and could not be delineated, and refuse
+                when others have no label maps yet. False for who draws the label maps.
 
         Raises:
             CatalogueError: the folder holds no catalogue, or none of its clips can be used.
             CacheError: clips are not prepared, or were with other settings, or label maps are
                 needed and missing.
         """
-        clips = _prepared(site_dir, frames_stamp(config.frames))
+        catalogue = open_catalogue(site_dir)
+        clips = _prepared(site_dir, catalogue, frames_stamp(config.frames))
         wanted = LABEL_SOURCES if labels == "auto" else (labels,)
         found = [_first_labels(site_dir, clip, wanted) for clip in clips]
-        missing = sum(entry is None for entry in found)
-        if need_labels and missing:
+        pairs = list(zip(clips, found, strict=True))
+        if need_labels:
+            pairs = [(c, e) for c, e in pairs if e is not None or not _given_up(catalogue, c)]
+        missing = sum(entry is None for _, entry in pairs)
+        if need_labels and (missing or not pairs):
             whose = "" if labels == "auto" else f" of source {labels}"
             raise CacheError(
-                f"{missing} of {len(clips)} clip(s) have no label maps{whose} for their frames as "
-                f"they are prepared now; the views of ultrasound need them. {DELINEATE}"
+                f"{missing or len(clips)} of {len(clips)} clip(s) have no label maps{whose} for "
+                "their frames as they are prepared now; the views of ultrasound need them. "
+                f"{DELINEATE}"
             )
-        return cls(site_dir, clips, found)
+        return cls(site_dir, [clip for clip, _ in pairs], [entry for _, entry in pairs])
 
     def __len__(self) -> int:
         return len(self.infos)
@@ -212,8 +218,11 @@ def _info(clip: ClipEntry, number: int) -> FrameInfo:
     return FrameInfo(clip.clip, number, clip.patient, clip.vendor, clip.shape[1:])
 
 
-def _prepared(site_dir: Path, stamp: str) -> list[ClipEntry]:
-    catalogue = open_catalogue(site_dir)
+def _given_up(catalogue: Catalogue, clip: ClipEntry) -> bool:
+    return catalogue.undelineated(clip.clip, clip.fingerprint)
+
+
+def _prepared(site_dir: Path, catalogue: Catalogue, stamp: str) -> list[ClipEntry]:
     entries, stale = [], 0
     for record in catalogue.clips:
         if catalogue.refusal(record, stamp) is not None:

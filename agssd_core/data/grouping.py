@@ -207,12 +207,14 @@ def _clips(
     seen: set[str] = set()
     for path, relative, size, mtime, kind, text in table.execute(query, CLIP_KINDS).fetchall():
         header = clip_header(text)
-        marks = {header.content, f"instance {header.instance}"}
+        # Exports exist that give a still and its clip one number; they are no copies.
+        named = f"{header.instance} {header.frames}x{header.rows}x{header.columns}"
+        marks = {header.content, f"instance {named}"}
         if marks & seen:
             skipped.append(Skipped(pseudonymiser.reference(path), COPY, (path,)))
             continue
         seen |= marks
-        parts = (header.instance,) if kind == "us-dicom" else twins.of(header.patient, relative)
+        parts = (named,) if kind == "us-dicom" else twins.of(header.patient, relative)
         record = ClipRecord(
             clip=pseudonymiser.key("clip", kind, *parts),
             patient=header.patient,

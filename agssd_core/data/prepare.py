@@ -14,9 +14,11 @@ from agssd_core.config.data import DataConfig
 from agssd_core.data.array_file import cache_folder
 from agssd_core.data.cache_file import data_stamp, read_entry, voxels_intact, write_entry
 from agssd_core.data.catalogue import (
+    LABELS_STAMP,
     Catalogue,
     database,
     open_catalogue,
+    refuse,
     site_lock,
     source_paths,
     true_path,
@@ -125,7 +127,13 @@ def prepare_site(
                 skipped.append(Skipped(job.name, reason))
                 # A changed source may be back tomorrow, so it is tried again.
                 if reason != CHANGED:
-                    _refuse(table, job.record, stamps.of(job.record), reason)
+                    refuse(
+                        table,
+                        job.record.name,
+                        stamp=stamps.of(job.record),
+                        fingerprint=job.record.fingerprint,
+                        reason=reason,
+                    )
             if progress is not None:
                 progress(done, len(jobs))
     return _report(catalogue, skipped, jobs=len(jobs), known=known)
@@ -234,14 +242,8 @@ def _job(table: sqlite3.Connection, site_dir: Path, record: ScanRecord, config: 
 def _forget_refusals(table: sqlite3.Connection, stamps: _Stamps) -> None:
     """Those under other settings; the scans are tried again."""
     with table:
-        given = (stamps.volume, stamps.clip)
-        table.execute("DELETE FROM refused WHERE stamp NOT IN (?, ?)", given)
-
-
-def _refuse(table: sqlite3.Connection, record: ScanRecord, stamp: str, reason: str) -> None:
-    row = (record.name, stamp, record.fingerprint, reason)
-    with table:
-        table.execute("INSERT OR REPLACE INTO refused VALUES (?, ?, ?, ?)", row)
+        given = (stamps.volume, stamps.clip, LABELS_STAMP)
+        table.execute("DELETE FROM refused WHERE stamp NOT IN (?, ?, ?)", given)
 
 
 def _sweep(site_dir: Path, catalogue: Catalogue) -> None:
