@@ -36,8 +36,11 @@ class Row:
     extra: Mapping[str, Any]
 
     def number(self, name: str) -> float | None:
-        """A number from the row itself or from its metrics, None when there is none."""
-        value = self.extra.get(name, self.metrics.get(name))
+        """A number from the metrics or the row itself, None when there is none.
+
+        A site's own ``seconds`` are those of its training; the row's include its waiting.
+        """
+        value: Any = self.metrics.get(name, self.extra.get(name))
         return float(value) if _is_finite(value) else None
 
     @property

@@ -3,7 +3,7 @@
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -117,12 +117,7 @@ def run_on(
         _Progress(name, store, config.for_cohort(name))
         for name, store in cohort_stores(folder, config).items()
     ]
-    app, settings = link.home / "agssd", link.home / "run.toml"
-    write_text(link.home / "config.json", dump_config(config), private=True)
-    write_text(app / "pyproject.toml", _app(client_app))
-    paths = {"config": str(link.home / "config.json"), "run-folder": str(folder.resolve())}
-    write_text(settings, tomli_w.dumps(paths), private=True)
-    command = ["flwr", "run", str(app), _CONNECTION, "--stream", "--run-config", str(settings)]
+    command = _submission(link, config, folder, client_app=client_app)
     if federation:
         text = " ".join(f"{name}={value}" for name, value in federation.items())
         command += ["--federation-config", text]
@@ -137,17 +132,17 @@ def run_on(
                 if on_round is not None:
                     on_round(outcome)
             time.sleep(0.0 if ended else 0.3)
-    behind = [each for each in progress if each.seen < each.last]
-    if behind:
-        several = len(progress) > 1
-        done = "; ".join(
-            f"{f'cohort {each.cohort}: ' if several else ''}{each.seen} of {each.last} rounds"
-            for each in behind
-        )
-        raise EngineError(
-            f"the run ended after {done}. The same command goes on from there; the engine's last "
-            "words are in run.log in the run's folder."
-        )
+    _require_complete(progress)
+
+
+def _submission(link: SuperLink, config: RunConfig, folder: Path, *, client_app: str) -> list[str]:
+    """Write what the run needs into the engine's folder; the command that submits it."""
+    app, settings = link.home / "agssd", link.home / "run.toml"
+    write_text(link.home / "config.json", dump_config(config), private=True)
+    write_text(app / "pyproject.toml", _app(client_app))
+    paths = {"config": str(link.home / "config.json"), "run-folder": str(folder.resolve())}
+    write_text(settings, tomli_w.dumps(paths), private=True)
+    return ["flwr", "run", str(app), _CONNECTION, "--stream", "--run-config", str(settings)]
 
 
 @dataclass
@@ -179,6 +174,19 @@ class _Progress:
                 return
             self.seen = outcome.round + 1
             yield outcome
+
+
+def _require_complete(progress: Sequence[_Progress]) -> None:
+    behind = [each for each in progress if each.seen < each.last]
+    if not behind:
+        return
+    done = [f"{each.seen} of {each.last} rounds" for each in behind]
+    if len(progress) > 1:
+        done = [f"{text} of {each.cohort}" for text, each in zip(done, behind, strict=True)]
+    raise EngineError(
+        f"the run ended after {' and '.join(done)}. The same command goes on from there; the "
+        "engine's last words are in run.log in the run's folder."
+    )
 
 
 def _app(client_app: str) -> str:

@@ -11,7 +11,6 @@ from typer.testing import CliRunner
 
 from agssd_core.config import dump_config, parse_config
 from agssd_core.errors import CheckpointError, RoundError
-from server import discovery
 from server.cli import app as server_app
 from server.cohorts import cohort_folders, run_cohorts, run_folders
 from server.report import write_server_report
@@ -299,7 +298,7 @@ def test_it_also_joins_when_it_is_asked_again(tmp_path):
         if outcome.cohort == "us" and outcome.round == 0:
             _index_ultrasound(run, "b")
         elif outcome.cohort == "us" and outcome.round == 1:
-            grid.time.sleep(discovery.ASK_AGAIN_S)
+            grid.time.sleep(3600.0)
 
     run.run(grid=grid, on_round=told)
     assert [number for number, site in trained(run, "us") if site == "b"] == [2, 3]

@@ -112,6 +112,8 @@ def test_the_backbone_has_torchvisions_names_and_shapes(depth):
     found = {name: tuple(tensor.shape) for name, tensor in backbone.state_dict().items()}
     expected = state_shapes(depth)
     assert found == {n: s for n, s in expected.items() if not n.startswith("fc.")}
+    maps = backbone(torch.empty(1, 3, 64, 64, device="meta"))
+    assert [tuple(each.shape[2:]) for each in maps] == [(16, 16), (8, 8), (4, 4), (2, 2)]
 
 
 @pytest.mark.parametrize("backbone", [{}, GROUP], ids=["batch", "group"])
@@ -275,9 +277,13 @@ def test_groupnorm_needs_no_statistics(tmp_path):
 
 def test_another_shape_or_an_absent_network_is_refused(tmp_path):
     pair, out = trained(**GROUP), tmp_path / "x.safetensors"
-    other = AnausShape(ResnetShape(depth=34, width=8, **GROUP), fpn=12)
-    with pytest.raises(WeightsError, match="configuration that is stored with the checkpoint"):
-        export_resnet(pair.shared_weights(), other, network="teacher", form="monai-resnet", out=out)
+    deeper = fresh(34, **GROUP)
+    for weights, shape in (
+        (pair.shared_weights(), deeper.shape),
+        (deeper.shared_weights(), pair.shape),
+    ):
+        with pytest.raises(WeightsError, match="configuration that is stored with the checkpoint"):
+            export_resnet(weights, shape, network="teacher", form="monai-resnet", out=out)
     alone = pair.shared_weights(include_teacher=False)
     with pytest.raises(WeightsError, match=r"holds no teacher\. Export the other network"):
         export_resnet(alone, pair.shape, network="teacher", form="fpn", out=out)

@@ -106,6 +106,8 @@ def test_a_turn_keeps_area_and_centre_and_does_not_shear():
     assert torch.equal(turned, mask)
     turned = apply_change(frame, Change(angle=30))[1][0]
     assert turned.sum().item() == pytest.approx(400, rel=0.03)
+    mirrored = apply_change(frame, Change(angle=30, flip=True))[1][0]
+    assert mirrored.sum().item() == pytest.approx(400, rel=0.03)
     grown = apply_change(frame, Change(scale=1.5))[1][0]
     assert grown.sum().item() == pytest.approx(900, rel=0.05)
     flipped = apply_change(FitFrame(frame.grey, mask.roll(9, 1)[None]), Change(flip=True))[1][0]

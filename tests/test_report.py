@@ -157,6 +157,11 @@ def test_missing_and_broken_metrics_do_not_stop_the_page(tmp_path):
     outline(page)
 
 
+def test_training_time_is_the_site_s_own_without_its_waiting(tmp_path):
+    rows = [site_row(0, "a", seconds=7.0), site_row(1, "a", seconds=8.0), merge_row(0)]
+    assert read_run(write_run(tmp_path / "run", rows)).sites[0].total("seconds") == 15.0
+
+
 def test_names_and_reasons_from_outside_are_escaped_even_inside_a_chart(tmp_path):
     name = '"><script>alert(1)</script>{{ 7 * 7 }}{0}'
     rows = [site_row(0, name), refusal_row(0, name, "<b>norm</b>"), merge_row(0)]

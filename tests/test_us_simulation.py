@@ -167,6 +167,7 @@ def test_both_cohorts_run_side_by_side_and_stand_on_one_page(tmp_path):
     assert "CT and MR: AG-SSD" in page
     assert "Ultrasound: ANAUS" in page
     assert "labels by superpixels" in page
+    assert "No pictures:" not in page  # fan has none for CT and MR, and nobody misses them
     assert "Phantom^" not in page
     names = {path.parent.name for path in (run / "pictures").rglob("*.png")}
     assert names == {"ct-mr", "us"}
