@@ -166,7 +166,7 @@ def _delineator(
     site_dir: Path, config: RunConfig, *, lpsam: Path | None, digest: str, labels: Path | None
 ) -> Delineator:
     if lpsam is not None:
-        return _Lpsam(lpsam, trusted_digests(site_dir, digest))
+        return _Lpsam(lpsam, trusted_digests(site_dir, digest), threads=config.threads)
     if labels is not None:
         return DiskLabels(site_dir, labels)
     return _Superpixels(config.data.frames.superpixels)
@@ -187,10 +187,13 @@ def _labels_of(site_dir: Path, clip: str, frames: SiteFrames, delineator: Deline
 class _Lpsam:
     source: LabelSource = "lpsam"
 
-    def __init__(self, path: Path, trusted: frozenset[str]) -> None:
+    def __init__(self, path: Path, trusted: frozenset[str], *, threads: int) -> None:
         # transformers takes seconds to import, and the other sources do not need it.
+        import torch
+
         from agssd_core.training.lpsam_file import read_lpsam
 
+        torch.set_num_threads(threads)  # part of the bits
         self._file = read_lpsam(path, trusted=trusted)
         self.digest = settings_digest("lpsam", self._file.digest)
 

@@ -5,6 +5,8 @@ from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import torch
+
 from agssd_core.config import FramesConfig, LpsamConfig, RunConfig
 from agssd_core.data.pairs import ImageMaskPairs, LabelledFrame, read_pair
 from agssd_core.errors import ClipError, ConfigError
@@ -46,7 +48,7 @@ def fit_file(
     Args:
         sources: folders and CSV files of public images with masks.
         out: the ``.safetensors`` file; a picture and the signature are written beside it.
-        config: its ``lpsam``, ``seed`` and ``data.frames`` count.
+        config: its ``lpsam``, ``seed``, ``threads`` and ``data.frames`` count.
         key: the signing key, made when it is not there.
         bar: makes a progress bar by its title.
 
@@ -57,6 +59,7 @@ def fit_file(
     """
     lpsam, frames = config.lpsam, config.data.frames
     _require_sensible(out, lpsam)
+    torch.set_num_threads(config.threads)  # threads are part of the bits
     signing = open_key(key)
     pairs = ImageMaskPairs.open(sources)
     fitted_on, kept_out = split_pairs(pairs, lpsam.hold_out, seed=config.seed)
