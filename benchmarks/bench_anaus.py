@@ -173,6 +173,7 @@ def main() -> int:
     """Run every comparison; exit code 1 when a must is missed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="two frames, little promised")
+    parser.add_argument("--only", default="", help="lines whose names hold this text")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--peak", choices=("import", "plain", "ours"), help=argparse.SUPPRESS)
     parser.add_argument("--frames", type=int, default=2, help=argparse.SUPPRESS)
@@ -184,11 +185,20 @@ def main() -> int:
     if not has_bf16():
         print("this CPU has no bf16 arithmetic (avx512_bf16), so bf16 lines promise nothing")
     cases = [(2, False)] if given.quick else [(8, False), (8, True), (32, False)]
-    failed = report([against_naive(n, bf16=bf16, repetitions=3) for n, bf16 in cases])
-    for line, passed in (flops_share(), memory_ratio(2 if given.quick else 32)):
-        print(line)
-        failed |= not passed
-    return int(failed)
+    named = [(n, bf16, f"{n} frames {'bf16' if bf16 else 'fp32'}") for n, bf16 in cases]
+    failed = 0
+    for frames, bf16, name in named:
+        if given.only in name:
+            failed |= report([against_naive(frames, bf16=bf16, repetitions=3)])
+    for name, measure in (
+        ("flops", flops_share),
+        ("memory", lambda: memory_ratio(2 if given.quick else 32)),
+    ):
+        if given.only in name:
+            line, passed = measure()
+            print(line, flush=True)
+            failed |= int(not passed)
+    return failed
 
 
 if __name__ == "__main__":
