@@ -20,8 +20,8 @@ from agssd_core.training.monitor import effective_rank
 from agssd_core.weights import Array
 
 LEAST_SPREAD = 0.05
-# Training gives up some of random projections' directions without harm: breast frames kept 0.43 to
-# 0.72 of the rank while anatomies moved apart; at a ruinous learning rate 0.12 was left.
+# Healthy training gives up some of random projections' directions (docs/real-ultrasound.md); a
+# ruinous learning rate leaves far less than a quarter of them.
 LEAST_RANK_SHARE = 0.25
 
 
