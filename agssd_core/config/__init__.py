@@ -28,6 +28,7 @@ from agssd_core.config.simulation import (
     PhantomSiteConfig,
     SimulationConfig,
 )
+from agssd_core.config.tasks import TaskConfig
 from agssd_core.config.training import (
     MonitorConfig,
     OptimiserConfig,
@@ -62,6 +63,7 @@ __all__ = [
     "SiteFoldersConfig",
     "StudentRule",
     "TargetConfig",
+    "TaskConfig",
     "TeacherConfig",
     "TeacherRule",
     "TrackingConfig",
