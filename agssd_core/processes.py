@@ -93,7 +93,7 @@ class Child:
                     stdout=log,
                     stderr=subprocess.STDOUT,
                     start_new_session=True,
-                    preexec_fn=_die_with_parent,
+                    preexec_fn=die_with_parent,
                 )
         except OSError:
             raise EngineError(
@@ -180,7 +180,7 @@ def stopping_on_terminate() -> Any:
         signal.signal(signal.SIGTERM, before)
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
     """Ask Linux to end this process when the one that started it is gone, even by kill -9."""
     if _PRCTL is not None:
         _PRCTL(_DEATH_SIGNAL, signal.SIGTERM)

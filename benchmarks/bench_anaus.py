@@ -18,9 +18,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from agssd_core.config import AnausConfig, parse_config
 from agssd_core.training.anaus_build import build_lars, build_pair
 from agssd_core.training.anaus_step import AnausLearner, Regions, draw_regions, train_step
+from agssd_core.training.mixed_precision import has_bf16_arithmetic
 from agssd_core.views.regions import present_ids
 from agssd_core.views.us_batch import UsBatch
-from benchmarks.bench_agssd import has_bf16
 from benchmarks.bench_regions import label_maps
 from benchmarks.naive_anaus import naive_step
 from benchmarks.timing import Comparison, compare, report
@@ -99,7 +99,7 @@ def against_naive(frames: int, *, bf16: bool, repetitions: int) -> Comparison:
             raise AssertionError(f"losses differ: plain {naive:.6f}, ours {ours:.6f}")
 
     goals: tuple[float | None, float | None] = (7.0, 10.0) if bf16 else (5.0, 7.0)
-    if frames < 8 or (bf16 and not has_bf16()):
+    if frames < 8:
         goals = (None, None)
     return compare(
         f"ANAUS step, ResNet-18, {SIZE}, {frames} frames, "
@@ -182,8 +182,8 @@ def main() -> int:
     if given.peak:
         print_peak(given.peak, given.frames)
         return 0
-    if not has_bf16():
-        print("this CPU has no bf16 arithmetic (avx512_bf16), so bf16 lines promise nothing")
+    if not has_bf16_arithmetic():
+        print("this CPU has no bf16 arithmetic: bf16 products run on float32 kernels")
     cases = [(2, False)] if given.quick else [(8, False), (8, True), (32, False)]
     named = [(n, bf16, f"{n} frames {'bf16' if bf16 else 'fp32'}") for n, bf16 in cases]
     failed = 0

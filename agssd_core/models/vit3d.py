@@ -9,6 +9,7 @@ from torch.utils.checkpoint import checkpoint
 
 from agssd_core.errors import ShapeError
 from agssd_core.models.blocks import Block, draw_keep
+from agssd_core.models.precision import recompute_contexts
 from agssd_core.models.tokens import ClsToken, Grid, MaskToken, PosEmbed
 
 
@@ -165,7 +166,12 @@ class VisionTransformer3d(nn.Module):
             factors = None if keep is None else keep[number]
             if recompute:
                 tokens = checkpoint(
-                    block, tokens, factors, use_reentrant=False, preserve_rng_state=False
+                    block,
+                    tokens,
+                    factors,
+                    use_reentrant=False,
+                    preserve_rng_state=False,
+                    context_fn=recompute_contexts,
                 )
             else:
                 tokens = block(tokens, factors)

@@ -19,6 +19,7 @@ from agssd_core.models.student_teacher import StudentTeacher
 from agssd_core.training.build import Resolved, set_rates
 from agssd_core.training.distributed import ProcessGroup
 from agssd_core.training.hiding import Hiding, hide_tokens
+from agssd_core.training.mixed_precision import EncoderPrecision
 from agssd_core.training.schedules import StepSchedule
 from agssd_core.training.student_pass import MicroBatch, StudentRule, Terms, student_terms
 from agssd_core.training.teacher_pass import TargetRule, Targets, teacher_targets
@@ -48,10 +49,9 @@ class Learner:
     anchor: list[Tensor] | None = None
     prox_mu: float = 0.0
 
-    def autocast(self, device: torch.device) -> torch.autocast:
+    def autocast(self, device: torch.device) -> EncoderPrecision:
         """bfloat16 for encoders and cross-view attention, when configured."""
-        bf16 = self.training.precision == "bf16"
-        return torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16)
+        return EncoderPrecision(device, bf16=self.training.precision == "bf16")
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ def _student_backward(
     micro_batches: list[MicroBatch],
     *,
     beta: float,
-    autocast: torch.autocast,
+    autocast: EncoderPrecision,
     generator: torch.Generator,
 ) -> Terms:
     """Forward and backward of every micro-batch; returns the means of their loss terms."""

@@ -18,6 +18,7 @@ from agssd_core.losses.anatomy import alignment_loss, core_region_loss
 from agssd_core.models.anaus import AnausNetwork, AnausPair, level_of
 from agssd_core.models.precision import full
 from agssd_core.training.lars import Lars
+from agssd_core.training.mixed_precision import EncoderPrecision
 from agssd_core.views.regions import (
     RegionScale,
     SampledRegions,
@@ -50,7 +51,7 @@ class AnausLearner:
 
     def maps(self, network: AnausNetwork, frames: Tensor) -> Maps:
         """c2 to c5 of one network, float32 at least."""
-        with torch.autocast(frames.device.type, dtype=torch.bfloat16, enabled=self.bf16):
+        with EncoderPrecision(frames.device, bf16=self.bf16):
             found = network.maps(frames)
         return [full(each) for each in found]
 

@@ -31,6 +31,7 @@ from agssd_core.models.student_teacher import AgssdNetwork
 from agssd_core.training.build import Resolved
 from agssd_core.training.distributed import ProcessGroup
 from agssd_core.training.hiding import Hidden
+from agssd_core.training.mixed_precision import EncoderPrecision
 from agssd_core.training.teacher_pass import Targets, cls_moments, fuse, pair_views, patch_head
 from agssd_core.views.batch import ViewBatch, token_grid
 from agssd_core.views.geometry import sample_tokens
@@ -73,7 +74,7 @@ def student_terms(
     micro: MicroBatch,
     rule: StudentRule,
     *,
-    autocast: torch.autocast,
+    autocast: EncoderPrecision,
     generator: torch.Generator,
 ) -> Terms:
     """Every loss term of a micro-batch; ``loss`` is their weighted sum.

@@ -13,6 +13,7 @@ from agssd_core.models.student_teacher import AgssdNetwork, ModelState
 from agssd_core.training.build import Resolved
 from agssd_core.training.distributed import ProcessGroup
 from agssd_core.training.hiding import Hidden
+from agssd_core.training.mixed_precision import EncoderPrecision
 from agssd_core.views.batch import ViewBatch, token_grid
 
 CLS_STATISTICS_MOMENTUM = 0.98
@@ -76,7 +77,7 @@ def teacher_targets(
     batch: ViewBatch,
     hidden: Hidden,
     rule: TargetRule,
-    autocast: torch.autocast,
+    autocast: EncoderPrecision,
 ) -> Targets:
     """Encode both global crops, unmasked, and turn heads' logits into targets.
 
