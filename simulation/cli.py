@@ -12,7 +12,10 @@ from agssd_core.console import kept_interrupt, new_app, progress_bar, say, say_e
 from agssd_core.errors import ConfigError, RoundError
 from server.cohorts import run_folders
 from server.outcome import RoundOutcome
+from simulation.compare.cli import compare
+from simulation.finetune_cli import finetune
 from simulation.lpsam_cli import lpsam_fit
+from simulation.split_cli import datasets, split
 
 app = new_app("Run a federation of several sites on one machine, and take its encoders out.")
 
@@ -157,6 +160,10 @@ def table(
 
 
 app.command("lpsam-fit")(lpsam_fit)
+app.command("datasets")(datasets)
+app.command("split")(split)
+app.command("compare")(compare)
+app.command("finetune")(finetune)
 
 
 def _no_quorum(rounds: Mapping[str, int]) -> str:

@@ -3,10 +3,11 @@
 import re
 from typing import Literal, Self
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from agssd_core.config.agssd import AgssdConfig, TeacherConfig
 from agssd_core.config.anaus import AnausConfig
+from agssd_core.config.compare import CompareConfig
 from agssd_core.config.data import DataConfig
 from agssd_core.config.federation import Cohort, FederationConfig
 from agssd_core.config.frames import FramesConfig
@@ -24,6 +25,7 @@ class RunConfig(Node):
         threads: CPU threads of every process; part of the bits of the result.
         cohorts: models that are trained side by side: ``ct-mr`` by AG-SSD, ``us`` by ANAUS. A
             site takes part in those that it has scans for.
+        compare: what `agssd-sim compare` does around such runs; no part of a run, so in no dump.
     """
 
     name: str = "agssd"
@@ -41,6 +43,7 @@ class RunConfig(Node):
     tracking: TrackingConfig = TrackingConfig()
     federation: FederationConfig = FederationConfig()
     simulation: SimulationConfig = SimulationConfig()
+    compare: CompareConfig = Field(default=CompareConfig(), exclude=True)
 
     def for_cohort(self, name: Cohort) -> "RunConfig":
         """One cohort's own configuration; nothing in it depends on the other's method.

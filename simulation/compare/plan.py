@@ -1,0 +1,148 @@
+"""Which models a comparison trains, and the configuration of each."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from omegaconf import OmegaConf
+
+from agssd_core.config import Cohort, RunConfig, dump_config, parse_config
+from agssd_core.config.compare import Arm
+from agssd_core.errors import ConfigError
+
+POOLED = "pooled"
+# A part of the method or of the merging, switched: name -> overrides of the federated arm.
+ABLATIONS: Mapping[Cohort, Mapping[str, tuple[str, ...]]] = {
+    "ct-mr": {
+        "no-cvac": ("agssd.cvac.enabled=false",),
+        "no-eaam": ("agssd.eaam.enabled=false",),
+        "no-cvaa": ("agssd.cvaa.mode=off",),
+        "no-cvac-eaam-cvaa": (
+            "agssd.cvac.enabled=false",
+            "agssd.eaam.enabled=false",
+            "agssd.cvaa.mode=off",
+        ),
+    },
+    "us": {
+        "alignment-only": ("anaus.loss.context=0",),
+        "core-region-only": ("anaus.loss.align=0",),
+    },
+}
+_FEDAVG = "federation.merge.student=fedavg"
+MERGING: Mapping[str, tuple[str, ...]] = {
+    "teacher-average": (_FEDAVG, "federation.merge.teacher=average"),
+    "teacher-server-ema": (_FEDAVG, "federation.merge.teacher=server-ema"),
+    "teacher-local": (_FEDAVG, "federation.merge.teacher=local"),
+    "teacher-copy": (_FEDAVG, "federation.merge.teacher=copy"),
+    "fedprox": ("federation.merge.student=fedprox", "federation.merge.teacher=auto"),
+    "fedema": ("federation.merge.student=fedema", "federation.merge.teacher=auto"),
+}
+
+
+@dataclass(frozen=True)
+class Model:
+    """One model to train and judge.
+
+    Attributes:
+        site: of arm ``alone``; empty for the others.
+        variant: name of an ablation; empty is the configuration as it stands.
+    """
+
+    seed: int
+    arm: Arm
+    site: str = ""
+    variant: str = ""
+
+    @property
+    def name(self) -> str:
+        """A folder's name, unique within the seed."""
+        return "-".join(part for part in (self.arm, self.site, self.variant) if part)
+
+
+def cohort_of(settings: RunConfig) -> Cohort:
+    """The one cohort that is compared.
+
+    Raises:
+        ConfigError: there are several.
+    """
+    if len(settings.cohorts) != 1:
+        raise ConfigError(
+            f"{len(settings.cohorts)} cohorts are configured, a comparison is of one. Use "
+            "cohorts=[ct-mr] or cohorts=[us]."
+        )
+    return settings.cohorts[0]
+
+
+def models_of(settings: RunConfig, sites: Sequence[str], *, seed: int) -> list[Model]:
+    """The models of one seed, arm by arm."""
+    found = []
+    for arm in settings.compare.arms:
+        names = sites if arm == "alone" else ("",)
+        found += [Model(seed, arm, site) for site in names]
+    return found
+
+
+def ablated_models(settings: RunConfig, *, seed: int) -> list[Model]:
+    """The federated arm as it stands and with every switch of its method and merging."""
+    cohort = cohort_of(settings)
+    variants = ("", *ABLATIONS[cohort], *MERGING)
+    return [Model(seed, "federated", variant=variant) for variant in variants]
+
+
+def model_config(settings: RunConfig, model: Model, sites: Sequence[str]) -> RunConfig:
+    """A model's own run: seed, budget, batch and merging.
+
+    Every arm takes rounds x steps_per_round optimiser updates. The pooled batch is the sum of
+    the sites' batches, so that it sees as many scans as the federation does.
+
+    Args:
+        settings: of the comparison.
+        model: which.
+        sites: names of the sites that train together in the federated arm.
+    """
+    cohort = cohort_of(settings)
+    config = settings.for_cohort(cohort).model_copy(update={"seed": model.seed, "name": model.name})
+    taking_part = len(sites) if model.arm in ("federated", "random") else 1
+    plan = config.federation.model_copy(
+        update={
+            "expected_sites": taking_part,
+            "min_sites": taking_part,
+            "sites_per_round": 0,
+            "keep": 1,
+        }
+    )
+    config = config.model_copy(update={"federation": plan})
+    if model.arm == "pooled":
+        config = _with_batch(config, cohort, factor=len(sites))
+    return _varied(config, cohort, model.variant)
+
+
+def stamp_of(config: RunConfig, data_digest: str) -> str:
+    """Of everything that decides a model's weights but its name."""
+    text = f"{dump_config(config.model_copy(update={'name': 'x', 'output': ''}))}/{data_digest}"
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _with_batch(config: RunConfig, cohort: Cohort, *, factor: int) -> RunConfig:
+    if cohort == "us":
+        anaus = config.anaus
+        larger = anaus.model_copy(update={"batch_size": anaus.batch_size * factor})
+        return config.model_copy(update={"anaus": larger})
+    training = config.training
+    wide = training.model_copy(update={"batch_size": training.batch_size * factor})
+    return config.model_copy(update={"training": wide})
+
+
+def _varied(config: RunConfig, cohort: Cohort, variant: str) -> RunConfig:
+    """Lay a variant's overrides over a configuration, and check the result as a whole.
+
+    Raises:
+        ConfigError: there is no such variant, or it does not go with the configuration.
+    """
+    if not variant:
+        return config
+    overrides = {**ABLATIONS[cohort], **MERGING}.get(variant)
+    if overrides is None:
+        raise ConfigError(f"there is no ablation {variant!r}.")
+    changed = parse_config(OmegaConf.create(dump_config(config)), overrides)
+    return changed.model_copy(update={"compare": config.compare})

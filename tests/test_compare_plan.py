@@ -1,0 +1,89 @@
+"""Which models a comparison trains, under one budget."""
+
+import pytest
+
+from agssd_core.config import parse_config
+from agssd_core.errors import ConfigError
+from simulation.compare.plan import (
+    ABLATIONS,
+    MERGING,
+    Model,
+    ablated_models,
+    cohort_of,
+    model_config,
+    models_of,
+    stamp_of,
+)
+
+SITES = ["a", "b", "c"]
+
+
+def settings(cohort="ct-mr", **more):
+    plan = {"rounds": 4, "steps_per_round": 5, "deadline_s": 60}
+    return parse_config({"preset": "tiny", "cohorts": [cohort], "federation": plan, **more})
+
+
+def test_every_arm_takes_the_same_number_of_updates():
+    models = models_of(settings(), SITES, seed=3)
+    assert [model.name for model in models] == [
+        "federated",
+        "pooled",
+        "alone-a",
+        "alone-b",
+        "alone-c",
+        "random",
+    ]
+    plans = [model_config(settings(), model, SITES).federation for model in models]
+    assert {plan.total_steps for plan in plans} == {20}
+
+
+@pytest.mark.parametrize("cohort", ["ct-mr", "us"])
+def test_the_pooled_batch_is_the_sum_of_the_sites_batches(cohort):
+    def batch(arm):
+        config = model_config(settings(cohort), Model(0, arm), SITES)
+        return config.anaus.batch_size if cohort == "us" else config.training.batch_size
+
+    assert batch("pooled") == 3 * batch("federated")
+    assert batch("alone") == batch("federated")
+
+
+def test_all_sites_must_take_part_in_every_federated_round():
+    plan = model_config(settings(), Model(0, "federated"), SITES).federation
+    assert (plan.min_sites, plan.expected_sites) == (3, 3)
+    alone = model_config(settings(), Model(0, "alone", "a"), SITES).federation
+    assert (alone.min_sites, alone.expected_sites) == (1, 1)
+
+
+@pytest.mark.parametrize("cohort", ["ct-mr", "us"])
+def test_every_ablation_is_a_valid_configuration_of_its_own(cohort):
+    models = ablated_models(settings(cohort), seed=0)
+    configs = [model_config(settings(cohort), model, SITES) for model in models]
+    names = {model.variant for model in models}
+    assert names >= {*ABLATIONS[cohort], *MERGING}
+    stamps = [stamp_of(config, "data") for config in configs]
+    # The teacher that FedAvg has by itself is the average: two names of one model.
+    assert len(set(stamps)) == len(stamps) - 1
+
+
+def test_switches_reach_the_method():
+    config = model_config(settings(), Model(0, "federated", variant="no-cvac-eaam-cvaa"), SITES)
+    agssd = config.agssd
+    assert (agssd.cvac.enabled, agssd.eaam.enabled, agssd.cvaa.mode) == (False, False, "off")
+    only = model_config(settings("us"), Model(0, "federated", variant="alignment-only"), SITES)
+    assert (only.anaus.loss.align, only.anaus.loss.context) == (1, 0)
+    merge = model_config(settings(), Model(0, "federated", variant="fedema"), SITES)
+    assert merge.federation.merge.teacher_rule == "local"
+
+
+def test_two_cohorts_are_refused():
+    both = parse_config({"preset": "tiny", "cohorts": ["ct-mr", "us"]})
+    with pytest.raises(ConfigError, match=r"Use cohorts=\[ct-mr\] or cohorts=\[us\]"):
+        cohort_of(both)
+
+
+def test_the_stamp_follows_settings_and_data_but_not_the_name():
+    first = model_config(settings(), Model(0, "federated"), SITES)
+    renamed = first.model_copy(update={"name": "other"})
+    other = model_config(settings(seed=1), Model(1, "federated"), SITES)
+    assert stamp_of(first, "d") == stamp_of(renamed, "d")
+    assert len({stamp_of(first, "d"), stamp_of(first, "e"), stamp_of(other, "d")}) == 3
