@@ -83,9 +83,8 @@ def _draw_fractions(axis: Axes, task: str, summaries: Sequence[Summary]) -> None
                 points.append((summary.question[2] * 100, interval.mean, half))
         table = np.array(points).reshape(-1, 3)
         colour = COLOURS.get(name, _OTHER)
-        axis.errorbar(
-            *table[:, :2].T, yerr=table[:, 2], fmt="o-", color=colour, label=name, capsize=3
-        )
+        at, means, halves = table.T
+        axis.errorbar(at, means, yerr=halves, fmt="o-", color=colour, label=name, capsize=3)
     axis.set_xscale("log")
     shares = sorted({summary.question[2] * 100 for summary in summaries})
     axis.set_xticks(shares, [f"{share:g} %" for share in shares], fontsize=8)

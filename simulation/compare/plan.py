@@ -16,11 +16,11 @@ ABLATIONS: Mapping[Cohort, Mapping[str, tuple[str, ...]]] = {
     "ct-mr": {
         "no-cvac": ("agssd.cvac.enabled=false",),
         "no-eaam": ("agssd.eaam.enabled=false",),
-        "no-cvaa": ("agssd.cvaa.mode=off",),
+        "no-cvaa": ("agssd.cvaa.mode='off'",),
         "no-cvac-eaam-cvaa": (
             "agssd.cvac.enabled=false",
             "agssd.eaam.enabled=false",
-            "agssd.cvaa.mode=off",
+            "agssd.cvaa.mode='off'",
         ),
     },
     "us": {
