@@ -10,6 +10,7 @@ import pytest
 from agssd_core.errors import DataError
 from simulation.datasets import brats21, fets22
 from simulation.datasets.rows import DatasetRows, Mask, Source
+from simulation.partition import partition
 
 SEQUENCES = ("flair", "t1", "t1ce", "t2")
 # Patients of each institution, as published.
@@ -134,7 +135,6 @@ def test_all_institutions_of_fets_come_back_through_its_rows(whole_fets):
     [("site", "partition_1", 23), ("fact:partition_2", "partition_2", 33)],
 )
 def test_fets_is_divided_along_its_partitions(whole_fets, by, fact, sites):
-    partition = pytest.importorskip("simulation.partition").partition
     rows = fets22.ADAPTER.read(whole_fets).rows
     placed = partition(rows, by=by)
     assert len(placed) == len(rows)
