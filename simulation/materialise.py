@@ -1,28 +1,34 @@
 """A simulated site's folder of raw scans, as a hospital would have it, from rows of a data set.
 
 Files that the index can read are linked, the others converted, and a sidecar beside each says
-whose scan it is. What is there already is not made again; a killed call goes on.
+whose scan it is. A scan appears whole or not at all; what is there already is not made again, so a
+killed call goes on. Links lead to the data set's folder, which must stay where it is.
 """
 
 import gzip
 import hashlib
 import json
+import os
+import re
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 
 from agssd_core.errors import DataError
-from agssd_core.weights import write_bytes, write_text
+from agssd_core.weights import sync_folder, write_bytes, write_text
 from simulation.datasets.reading import read_volume
 from simulation.datasets.reading_images import write_frames_from
 from simulation.datasets.rows import Row
 from simulation.phantom_files import nifti_image
 
-MARK = "rows.json"
+# Says that a folder is ours to tidy; reasons of unusable scans; what a scan was made from.
+MARK, UNUSABLE, MADE = "rows.json", "unusable.json", ".made.json"
 Progress = Callable[[int, int], None]
 _GZIP_LEVEL = 1
+_OURS = re.compile(r"\.?scan-[0-9a-f]{16}(\.tmp)?")
 
 
 def write_raw_site(
@@ -33,56 +39,127 @@ def write_raw_site(
     Args:
         root: of the data set.
         rows: the site's scans.
-        folder: where to; what earlier rows left there and these do not name is removed.
+        folder: where to; scans that an earlier call left there and these rows do not name are
+            removed.
         progress: told (scans done, scans in all).
 
     Returns:
-        Number of scans that could be used; the others are left out.
+        Number of scans that could be used; ``unusable_scans`` tells of the others.
 
     Raises:
-        DataError: none of the scans can be used.
+        DataError: none of the scans can be used, or the folder holds somebody's own files, which
+            are left alone.
     """
-    wanted = json.dumps([_mark(root, row) for row in rows])
-    mark = folder / MARK
-    if mark.is_file() and mark.read_text(encoding="utf-8").startswith(wanted):
-        return int(mark.read_text(encoding="utf-8")[len(wanted) :])
-    if folder.exists():
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True)
-    made = 0
-    reason = ""
+    _take(folder)
+    places = {row.scan: folder / _safe(row.patient) / _safe(row.scan) for row in rows}
+    _remove_others(folder, set(places.values()))
+    reasons = {}
     for done, row in enumerate(rows, start=1):
         try:
-            _write(root, row, folder / _safe(row.patient) / _safe(row.scan))
-            made += 1
+            _make(root, row, places[row.scan])
         except DataError as error:
-            reason = reason or str(error)
+            reasons[row.scan] = str(error)
         if progress is not None:
             progress(done, len(rows))
-    if not made:
-        raise DataError(f"none of the site's {len(rows)} scan(s) can be used. The first: {reason}")
-    write_text(mark, f"{wanted}{made}", private=True)
-    return made
+    _note(folder / UNUSABLE, json.dumps(reasons, sort_keys=True))
+    if len(reasons) == len(rows):
+        first = next(iter(reasons.values()), "there are none.")
+        raise DataError(f"none of the site's {len(rows)} scan(s) can be used. The first: {first}")
+    return len(rows) - len(reasons)
 
 
-def _write(root: Path, row: Row, place: Path) -> None:
+def unusable_scans(folder: Path) -> dict[str, str]:
+    """Scan -> why ``write_raw_site`` could not use it."""
+    file = folder / UNUSABLE
+    return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
+
+
+def remove_raw_site(folder: Path) -> None:
+    """Remove a folder that ``write_raw_site`` made; any other is left alone."""
+    if (folder / MARK).is_file() and not folder.is_symlink():
+        _remove_others(folder, set())
+        for name in (UNUSABLE, MARK):
+            (folder / name).unlink(missing_ok=True)
+        if not any(folder.iterdir()):
+            folder.rmdir()
+
+
+def _take(folder: Path) -> None:
+    """Mark a folder as ours, unless there is something in it that is not."""
+    if folder.is_dir() and not (folder / MARK).is_file() and any(folder.iterdir()):
+        raise DataError(
+            "the folder that a site's scans are to go to holds other files. Name a new folder, or "
+            "empty this one; nothing in it was changed."
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    _note(folder / MARK, json.dumps({"made by": "agssd-sim split"}))
+
+
+def _note(file: Path, text: str) -> None:
+    if not file.is_file() or file.read_text(encoding="utf-8") != text:
+        write_text(file, text, private=True)
+
+
+def _remove_others(folder: Path, wanted: set[Path]) -> None:
+    """A patient who was held out meanwhile must not stay among the scans that train."""
+    for patient in [path for path in folder.iterdir() if _OURS.fullmatch(path.name)]:
+        for scan in [path for path in patient.iterdir() if _OURS.fullmatch(path.name)]:
+            if scan.is_symlink():
+                scan.unlink()
+            elif scan not in wanted:
+                shutil.rmtree(scan)
+        if not any(patient.iterdir()):
+            patient.rmdir()
+
+
+def _make(root: Path, row: Row, place: Path) -> None:
+    """Gather one scan in a folder of another name, and rename that when it is whole."""
     source = root / row.source.path
-    if not source.exists():
-        raise DataError("the scan's file is missing. Unpack the download again.")
-    if row.source.kind == "dicom":
-        place.parent.mkdir(parents=True, exist_ok=True)
-        place.symlink_to(source.resolve())
+    state = _state(source, row) if os.access(source, os.R_OK) else None
+    made = place / MADE
+    if state is not None and made.is_file() and made.read_text(encoding="utf-8") == state:
         return
-    place.mkdir(parents=True, exist_ok=True)
+    _discard(place)
+    if state is None:
+        raise DataError(
+            "the scan's file is missing or may not be read. Unpack the download again, or mend its "
+            "permissions."
+        )
+    temporary = place.with_name(f".{place.name}.tmp")
+    _discard(temporary)
+    temporary.mkdir(parents=True)
+    try:
+        _fill(root, row, temporary)
+        write_text(temporary / MADE, state, private=True)
+        temporary.rename(place)
+        sync_folder(place.parent)
+    finally:
+        _discard(temporary)
+
+
+def _discard(place: Path) -> None:
+    if place.is_dir():
+        shutil.rmtree(place)
+
+
+def _fill(root: Path, row: Row, place: Path) -> None:
+    source = (root / row.source.path).resolve()
+    if row.source.kind == "dicom":
+        (place / "series").symlink_to(source)  # its headers say whose it is
+        return
     if row.modality == "US":
-        linked = row.source.kind in ("image", "video")
-        file = _linked(source, place, row) if linked else write_frames_from(root, row, place)
+        if row.source.kind in ("image", "video"):
+            # A name that no rule takes for a mask or another patient.
+            file = place / f"{_safe(row.scan)}{source.suffix.lower()}"
+            file.symlink_to(source)
+        else:
+            file = write_frames_from(root, row, place)
         _sidecar(file.with_suffix(".json"), row)
         return
     name = f"{row.modality}_image"
     if row.source.kind == "nifti" and row.source.index is None:
         suffix = ".nii.gz" if source.name.lower().endswith(".gz") else ".nii"
-        (place / f"{name}{suffix}").symlink_to(source.resolve())
+        (place / f"{name}{suffix}").symlink_to(source)
     else:
         volume = read_volume(root, row)
         array = np.asarray(volume.array, dtype=np.float32)
@@ -92,13 +169,6 @@ def _write(root: Path, row: Row, place: Path) -> None:
     _sidecar(place / f"{name}.json", row)
 
 
-def _linked(source: Path, place: Path, row: Row) -> Path:
-    """A link whose name no rule takes for a mask or another patient."""
-    file = place / f"{_safe(row.scan)}{source.suffix.lower()}"
-    file.symlink_to(source.resolve())
-    return file
-
-
 def _sidecar(file: Path, row: Row) -> None:
     said = {"PatientID": row.patient, "Modality": row.modality, "Manufacturer": row.vendor}
     write_text(file, json.dumps({key: value for key, value in said.items() if value}))
@@ -106,11 +176,12 @@ def _sidecar(file: Path, row: Row) -> None:
 
 def _safe(name: str) -> str:
     """A name for a folder or file: short, and different for different names."""
-    return f"scan-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
+    digest = hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()
+    return f"scan-{digest[:16]}"
 
 
-def _mark(root: Path, row: Row) -> list[str]:
-    file = root / row.source.path
-    status = file.stat() if file.exists() else None
-    state = f"{status.st_size} {status.st_mtime_ns}" if status else "missing"
-    return [row.scan, row.patient, row.source.path, str(row.source.index), row.source.key, state]
+def _state(source: Path, row: Row) -> str:
+    """All that a scan's folder depends on; a data set that was moved makes new links."""
+    status = source.stat()
+    said = [row.scan, row.patient, row.modality, row.vendor, dict(row.facts), asdict(row.source)]
+    return json.dumps([str(source.resolve()), status.st_size, status.st_mtime_ns, *said])

@@ -4,15 +4,16 @@ Always whole patients: none stands at two sites or on both sides of the split. T
 rows changes nothing, and the same seed gives the same hands.
 """
 
+import hashlib
 import re
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
-from agssd_core.errors import ConfigError
+from agssd_core.errors import ConfigError, DataError
 from agssd_core.views.seeds import rng_for
 from simulation.datasets.rows import Row
 
@@ -41,19 +42,24 @@ def partition(
     seed: int = 0,
     folds: int = 5,
     fold: int = 0,
+    official: bool = True,
 ) -> tuple[Placed, ...]:
     """Divide scans over sites.
 
     Args:
         rows: of one data set.
         by: ``site``, ``vendor``, ``modality``, ``modality+vendor`` or ``fact:NAME`` for a natural
-            division; ``dirichlet:ALPHA[:LABEL]`` skews labels over ``sites`` sites,
-            ``quantity:ALPHA`` their sizes (Dirichlet with that concentration; small is uneven).
+            division, where scans that do not say it are of the site ``unknown``;
+            ``dirichlet:ALPHA[:LABEL]`` skews labels over ``sites`` sites, ``quantity:ALPHA`` their
+            sizes (Dirichlet with that concentration; small is uneven).
         sites: of a drawn division how many; of a natural one the largest so many, the scans of
             the others are left out.
         seed: of every draw.
         folds: patients are held out by folds; 0 holds out none but those of an official test set.
         fold: which, from 0.
+        official: hold out the data set's own test and validation patients. No fold is held out
+            beside them, unless their answers are not published (no masks or labels where the
+            others have some). False takes them for patients like any other.
 
     Returns:
         Placed scans in the order of their names. For ``vendor`` and ``modality`` a patient with
@@ -61,42 +67,71 @@ def partition(
 
     Raises:
         ConfigError: the division cannot be made.
+        DataError: two rows have one name, or a row names no patient.
     """
-    if folds and not 0 <= fold < folds:
-        raise ConfigError(f"fold {fold} is none of {folds}. Count from 0.")
+    _check(rows, sites=sites, folds=folds, fold=fold)
     patients: dict[str, list[Row]] = defaultdict(list)
     for row in sorted(rows, key=lambda row: row.scan):
         patients[row.patient].append(row)
     kind, _, rest = by.partition(":")
+    keys: dict[str, str] = {}
     if kind in ("dirichlet", "quantity"):
         homes = _drawn(patients, kind, rest, sites=sites, seed=seed)
     else:
-        homes = _natural(patients, by, sites=sites, seed=seed)
-    held = _held_out(patients, homes, seed=seed, folds=folds, fold=fold)
+        keys = _keys(rows, by)
+        homes = _natural(patients, keys, by, sites=sites, seed=seed)
+    held = _held_out(patients, homes, seed=seed, folds=folds, fold=fold, official=official)
     placed = [
         Placed(row, homes[patient], "test" if patient in held else "train")
         for patient, own in patients.items()
         if patient in homes
         for row in own
-        if by not in PURE or _key(row, by) == homes[patient]
+        if by not in PURE or keys[row.scan] == homes[patient]
     ]
     return tuple(sorted(placed, key=lambda item: item.row.scan))
 
 
-def _key(row: Row, by: str) -> str:
-    """The natural site of a scan, as a site's name."""
-    if by == "modality+vendor":
-        text = f"{row.modality}-{row.vendor or UNKNOWN}"
-    elif by in ("site", "vendor", "modality"):
-        text = str(getattr(row, by))
-    elif by.startswith("fact:"):
-        text = row.facts.get(by.removeprefix("fact:"), "")
-    else:
+def _check(rows: Sequence[Row], *, sites: int | None, folds: int, fold: int) -> None:
+    if folds == 1 or (folds and not 0 <= fold < folds):
         raise ConfigError(
-            f"--by {by} is not known. Use site, vendor, modality, modality+vendor, fact:NAME, "
-            "dirichlet:ALPHA or quantity:ALPHA."
+            f"fold {fold} of {folds} cannot be held out. Use two folds or more and count from 0, "
+            "or folds 0 to hold out none."
         )
-    return site_name(text)
+    if sites is not None and sites < 1:
+        raise ConfigError(f"{sites} sites were asked for, at least one must be. Ask for more.")
+    twice = len(rows) - len({row.scan for row in rows})
+    nameless = sum(not row.patient or not row.scan for row in rows)
+    if twice or nameless:
+        raise DataError(
+            f"{twice} scan(s) stand twice and {nameless} have no name or patient, none may. Give "
+            "each scan its own name; a scan of nobody known is its own patient."
+        )
+
+
+def _keys(rows: Sequence[Row], by: str) -> dict[str, str]:
+    """Scan -> its natural site, as a site's name."""
+    texts = {row.scan: _text(row, by) for row in rows}
+    if by.startswith("fact:") and rows and not any(texts.values()):
+        known = sorted({name for row in rows for name in row.facts})
+        raise ConfigError(
+            f"no scan says what --by {by} asks for. Facts of this data set: "
+            f"{', '.join(known) or 'none'}. Name one of them, or divide by something else."
+        )
+    names = site_names(texts.values())
+    return {scan: names[text] for scan, text in texts.items()}
+
+
+def _text(row: Row, by: str) -> str:
+    if by == "modality+vendor":
+        return f"{row.modality}-{row.vendor or UNKNOWN}"
+    if by in ("site", "vendor", "modality"):
+        return str(getattr(row, by))
+    if by.startswith("fact:"):
+        return row.facts.get(by.removeprefix("fact:"), "")
+    raise ConfigError(
+        f"--by {by} is not known. Use site, vendor, modality, modality+vendor, fact:NAME, "
+        "dirichlet:ALPHA or quantity:ALPHA."
+    )
 
 
 def site_name(text: str) -> str:
@@ -105,8 +140,25 @@ def site_name(text: str) -> str:
     return plain or UNKNOWN
 
 
-def _natural(patients: Patients, by: str, *, sites: int | None, seed: int) -> dict[str, str]:
-    kinds = {name: Counter(_key(row, by) for row in own) for name, own in patients.items()}
+def site_names(texts: Iterable[str]) -> dict[str, str]:
+    """Names for all sites of a data set; two texts never share one.
+
+    Where they would (``Zürich`` and ``Zérich``), each gets a few digits of its digest.
+    """
+    names = {text: site_name(text) for text in set(texts)}
+    # Folders of sites may lie where capital letters make no difference.
+    uses = Counter(name.casefold() for name in names.values())
+    for text, name in names.items():
+        if text and uses[name.casefold()] > 1:
+            digest = hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
+            names[text] = f"{name[:33].strip('-')}-{digest[:6]}"
+    return names
+
+
+def _natural(
+    patients: Patients, keys: Mapping[str, str], by: str, *, sites: int | None, seed: int
+) -> dict[str, str]:
+    kinds = {name: Counter(keys[row.scan] for row in own) for name, own in patients.items()}
     homes: dict[str, str] = {}
     sizes: Counter[str] = Counter()
     # Patients with the fewest choices first, the others where fewest are: sites come out even.
@@ -196,26 +248,41 @@ def _class_of(rows: Sequence[Row], label: str) -> str:
 
 
 def _held_out(
-    patients: Patients, homes: Mapping[str, str], *, seed: int, folds: int, fold: int
+    patients: Patients,
+    homes: Mapping[str, str],
+    *,
+    seed: int,
+    folds: int,
+    fold: int,
+    official: bool,
 ) -> set[str]:
     """Patients of the official test set, or else of one fold of every site and class."""
-    official = {
-        name for name, own in patients.items() if any(row.split in OFFICIAL_TEST for row in own)
-    }
-    if official or not folds:
-        return official
-    held = set()
+    named = (
+        {name for name in homes if any(row.split in OFFICIAL_TEST for row in patients[name])}
+        if official
+        else set()
+    )
+    others = homes.keys() - named
+    answered = _answers(patients, named) >= _answers(patients, others)
+    if not folds or (named and answered):
+        return named
+    held = set(named)
     for site in sorted(set(homes.values())):
-        members = sorted(name for name, home in homes.items() if home == site)
+        members = sorted(name for name in others if homes[name] == site)
         shuffled = rng_for(seed, "held-out", site).permutation(members).tolist()
         # Classes side by side: dealing them out in turn spreads each over the folds.
         dealt = sorted(shuffled, key=lambda name: _classes(patients[name]))
-        chosen = dealt[fold::folds]
         if len(members) > 1:
             # A site of few patients has one on either side in every fold.
-            chosen = chosen or [dealt[fold % len(dealt)]]
-            held.update(chosen if len(chosen) < len(members) else chosen[:-1])
+            held.update(dealt[fold::folds] or [dealt[fold % len(dealt)]])
     return held
+
+
+def _answers(patients: Patients, names: Collection[str]) -> set[str]:
+    """What is known of these patients' scans: names of labels, and whether there are masks."""
+    rows = [row for name in names for row in patients[name]]
+    labels = {f"label {label}" for row in rows for label in row.labels}
+    return labels | {"masks" for row in rows if row.masks}
 
 
 def _classes(rows: Sequence[Row]) -> str:

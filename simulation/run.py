@@ -10,7 +10,7 @@ from agssd_core.errors import CheckpointError, ConfigError
 from agssd_core.tracking import require_packages
 from agssd_core.training.anaus_build import build_pair
 from agssd_core.training.build import build_model
-from agssd_core.weights import Weights, write_text
+from agssd_core.weights import Weights, file_digest, write_text
 from server.cohorts import cohort_stores
 from server.manifest import RoundRecord
 from server.outcome import RoundOutcome
@@ -19,6 +19,7 @@ from server.tracking import tracking_cohorts
 from simulation.engines import federate
 from simulation.report import write_report
 from simulation.sites import Bar, Say, build_sites, site_folders
+from simulation.split import SITES, with_split
 
 
 def run_folder(config: RunConfig) -> Path:
@@ -79,6 +80,7 @@ def run_simulation(
             goes on from there.
     """
     require_packages(config.tracking)
+    config = with_split(config)
     folder, fresh = initialise(config)
     _require_same_sites(config, folder)
     if not fresh:
@@ -97,7 +99,7 @@ def rewrite_report(config: RunConfig) -> Path:
         CatalogueError: a site's folder does not exist.
         CheckpointError: the run does not.
     """
-    folder = run_folder(config)
+    config, folder = with_split(config), run_folder(config)
     if not any(store.rounds() for store in cohort_stores(folder, config).values()):
         raise CheckpointError("the run has no checkpoint. Start it with `agssd-sim run CONFIG`.")
     return write_report(folder, sites=site_folders(config, folder / "sites"), config=config)
@@ -115,6 +117,9 @@ def _require_same_sites(config: RunConfig, folder: Path) -> None:
         {**json.loads(dump_config(site)), "paths": [str(Path(p).absolute()) for p in site.paths]}
         for site in config.data.sites
     ]
+    if config.simulation.split:
+        table = Path(config.simulation.split).expanduser() / SITES
+        named.append({"split": file_digest(table)})
     text, file = json.dumps(named, indent=1), folder / "sites.json"
     if not file.is_file():
         write_text(file, text, private=True)

@@ -91,6 +91,13 @@ def split(  # noqa: PLR0913 - one parameter an option
         Path | None,
         typer.Option(help="Another split's folder, whose held-out patients must not train here."),
     ] = None,
+    official: Annotated[
+        bool,
+        typer.Option(
+            "--official/--no-official",
+            help="Hold out the data set's own test patients, or divide them as any other.",
+        ),
+    ] = True,
 ) -> None:
     """Divide a public data set over simulated sites; no patient stands at two.
 
@@ -98,19 +105,19 @@ def split(  # noqa: PLR0913 - one parameter an option
 
     Example: agssd-sim split busi /data/BUSI --by dirichlet:0.5 --sites 3 --out splits/busi
     """
-    from simulation.split import PICTURE, RAW, SITES, Division, write_split
+    from simulation.split import PICTURE, SITES, Division, write_split
 
-    division = Division(name, root.expanduser(), by, sites, seed, folds, fold)
+    division = Division(name, root.expanduser(), by, sites, seed, folds, fold, official)
     divided = write_split(division, out, downstream=downstream, bar=progress_bar)
     counts = Counter((item.site, item.split) for item in divided.placed)
     for site in sorted({item.site for item in divided.placed}):
         say(f"{site}: {counts[site, 'train']} scan(s) train, {counts[site, 'test']} held out")
     if divided.left_out:
         say(f"{divided.left_out} scan(s) belong to no site of this division and are left out")
+    for reason, count in Counter(divided.unusable.values()).most_common():
+        say(f"{count} scan(s) cannot train: {reason}")
     for note in divided.notes:
         say(f"note: {note}")
     say(f"table: {out / SITES}")
     say(f"picture: {out / PICTURE}")
-    trained = sorted({item.site for item in divided.placed if item.split == "train"})
-    named = ", ".join(f"{site}: {out / RAW / site}" for site in trained)
-    say(f"to train: agssd-sim run CONFIG 'data.sites={{{named}}}'")
+    say(f"to train: agssd-sim run CONFIG simulation.split={out}")

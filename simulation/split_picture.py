@@ -1,140 +1,161 @@
-"""Who has what: scans by label, scanner, modality and side, and the sites' grey values."""
+"""Who has what: patients and scans by side, modality, scanner and label, and the grey values."""
 
-import tempfile
-from collections import Counter
-from collections.abc import Callable, Sequence
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from agssd_core.config import FramesConfig
-from agssd_core.data.clips import ClipKind, load_clip
-from agssd_core.errors import DataError
-from agssd_core.evaluation.drawing import grid_of_axes, png_of, set_title
-from agssd_core.views.seeds import rng_for
-from simulation.datasets.reading import read_volume
-from simulation.datasets.reading_images import write_frames_from
-from simulation.datasets.rows import Row
+from agssd_core.evaluation.drawing import png_of, set_title
 from simulation.partition import Placed
+from simulation.split_greys import RANGES, site_greys
 
-SAMPLED, BINS, VOXELS = 4, 48, 40_000
-MOST_NAMES = 8
+MOST_SITES, MOST_NAMES, MOST_LABELS = 60, 8, 2
 Progress = Callable[[int, int], None]
-_WHITE = 99.5
+Kind = Callable[[Placed], str]
+# Okabe and Ito's colours, told apart by colour-blind readers too; grey is for the rest.
+COLOURS = (
+    *("#0072b2", "#e69f00", "#009e73", "#cc79a7"),
+    *("#56b4e9", "#d55e00", "#f0e442", "#444444"),
+)
+REST = "#bbbbbb"
+_PANEL_INCHES, _ROW_INCHES, _LEAST_INCHES = 2.7, 0.2, 2.2
 
 
 def split_picture(
-    root: Path, placed: Sequence[Placed], *, progress: Progress | None = None
+    root: Path, placed: Sequence[Placed], *, label: str = "", progress: Progress | None = None
 ) -> bytes:
-    """Bars of scans for each site, and the distribution of its grey values.
+    """One line a site: bars of patients above, of scans below, and its grey values beside them.
 
-    Grey values are scaled to each scan's own darkest and brightest half percent, those of at most
-    four scans a site.
+    A patient whose scans differ counts where most of them are. Of more than 60 sites those with
+    the most scans are drawn.
+
+    Args:
+        root: of the data set.
+        placed: its scans.
+        label: shown first; by default the first by name. Two are shown.
+        progress: told (sites whose grey values were read, sites in all).
+
+    Returns:
+        A PNG file; the same division gives the same bytes.
     """
-    sites = sorted({item.site for item in placed})
-    counted: dict[str, Callable[[Placed], str]] = {
-        "held out or training": lambda item: item.split,
-        "modality": lambda item: item.row.modality,
-        "scanner": lambda item: item.row.vendor or "unknown",
-    }
-    labels = sorted({name for item in placed for name in item.row.labels})[:3]
-    panels = len(counted) + len(labels) + 1
-    columns = 2 if panels < 6 else 3
-    figure, axes = grid_of_axes(-(-panels // columns), columns, cell=max(4.4, 0.16 * len(sites)))
-    places = [axis for row in axes for axis in row]
-    for axis, (title, kind) in zip(places, counted.items(), strict=False):
-        _bars(axis, sites, placed, title, kind)
-    for axis, label in zip(places[len(counted) :], labels, strict=False):
-        _bars(axis, sites, placed, label, partial(_class_of, label=label))
-    _greys(places[panels - 1], root, sites, placed, progress)
-    for axis in places[panels:]:
-        axis.set_visible(False)
+    sites, more = _shown(placed)
+    kinds = _kinds(placed, label)
+    greys = site_greys(root, placed, sites, progress=progress)
+    columns = len(kinds) + len(greys)
+    high = 2 * max(_LEAST_INCHES, len(sites) * _ROW_INCHES + 1.0)
+    figure = Figure(
+        figsize=(columns * _PANEL_INCHES + 1.2, high),
+        dpi=100,
+        layout="constrained",
+        facecolor="white",
+    )
+    FigureCanvasAgg(figure)
+    grid = figure.add_gridspec(2, columns)
+    for column, (title, kind) in enumerate(kinds.items()):
+        names = _names(placed, kind)
+        for line, what in enumerate(("patients", "scans")):
+            axis = figure.add_subplot(grid[line, column])
+            _bars(axis, _counts(placed, sites, kind, patients=line == 0), names)
+            _finish(axis, sites if column == 0 else [""] * len(sites), f"{what} by {title}")
+            if line == 1:
+                axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=2, fontsize=7,
+                            frameon=False)  # fmt: skip
+    for column, (modality, found) in enumerate(greys.items(), start=len(kinds)):
+        axis = figure.add_subplot(grid[:, column])
+        _ridges(axis, [found.get(site) for site in sites], RANGES[modality].limits)
+        _finish(axis, sites, RANGES[modality].title)
+    if more:
+        figure.suptitle(f"the {len(sites)} sites with the most scans; {more} more are not shown")
     return png_of(figure)
 
 
+def _shown(placed: Sequence[Placed]) -> tuple[list[str], int]:
+    sizes = Counter(item.site for item in placed)
+    largest = sorted(sizes, key=lambda site: (-sizes[site], site))[:MOST_SITES]
+    return sorted(largest, key=_in_numbers), len(sizes) - len(largest)
+
+
+def _in_numbers(site: str) -> list[tuple[int, str]]:
+    """``centre-2`` before ``centre-10``."""
+    parts = re.findall(r"\d+|\D+", site)
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts]
+
+
+def _kinds(placed: Sequence[Placed], first: str) -> dict[str, Kind]:
+    labels = sorted({name for item in placed for name in item.row.labels})
+    labels.sort(key=lambda name: name != first)
+    return {
+        "side": lambda item: "held out" if item.split == "test" else "training",
+        "modality": lambda item: item.row.modality,
+        "scanner": lambda item: item.row.vendor or "unknown",
+        **{name: partial(_class_of, label=name) for name in labels[:MOST_LABELS]},
+    }
+
+
 def _class_of(item: Placed, *, label: str) -> str:
-    return item.row.labels.get(label, "-")
+    return item.row.labels.get(label, "not said")
 
 
-def _bars(
-    axis: Axes,
-    sites: Sequence[str],
-    placed: Sequence[Placed],
-    title: str,
-    kind: Callable[[Placed], str],
-) -> None:
+def _names(placed: Sequence[Placed], kind: Kind) -> list[str]:
+    """The most frequent kinds in the order of their names, so that colours stay."""
     totals = Counter(kind(item) for item in placed)
-    names = [name for name, _ in totals.most_common(MOST_NAMES)]
-    counts = {site: Counter(kind(item) for item in placed if item.site == site) for site in sites}
-    below = np.zeros(len(sites))
-    rows = [(name, np.array([counts[site][name] for site in sites], dtype=float)) for name in names]
-    if len(totals) > len(names):
-        rest = [sum(counts[site].values()) - sum(counts[site][n] for n in names) for site in sites]
-        rows.append((f"{len(totals) - len(names)} others", np.array(rest, dtype=float)))
-    for name, values in rows:
-        axis.bar(range(len(sites)), values, bottom=below, label=name)
-        below += values
-    _finish(axis, f"scans by {title}")
-    axis.set_xticks(range(len(sites)), sites, rotation=90 if len(sites) > 4 else 0, fontsize=7)
-    axis.legend(fontsize=6, frameon=False)
+    return sorted(sorted(totals, key=lambda name: (-totals[name], name))[:MOST_NAMES])
 
 
-def _greys(
-    axis: Axes,
-    root: Path,
-    sites: Sequence[str],
-    placed: Sequence[Placed],
-    progress: Progress | None,
+def _counts(
+    placed: Sequence[Placed], sites: Sequence[str], kind: Kind, *, patients: bool
+) -> list[Counter[str]]:
+    found: dict[str, dict[str, Counter[str]]] = defaultdict(lambda: defaultdict(Counter))
+    for item in placed:
+        found[item.site][item.row.patient if patients else item.row.scan][kind(item)] += 1
+    return [Counter(_most(own) for own in found[site].values()) for site in sites]
+
+
+def _most(own: Mapping[str, int]) -> str:
+    return max(sorted(own), key=lambda name: own[name])
+
+
+def _bars(axis: Axes, counts: Sequence[Counter[str]], names: Sequence[str]) -> None:
+    places, left = np.arange(len(counts)), np.zeros(len(counts))
+    rows = [(name, [own[name] for own in counts]) for name in names]
+    rest = [own.total() - sum(own[name] for name in names) for own in counts]
+    rows += [("others", rest)] if any(rest) else []
+    for (name, values), colour in zip(rows, (*COLOURS[: len(names)], REST), strict=False):
+        axis.barh(places, values, left=left, color=colour, label=name, height=0.75)
+        left += np.asarray(values)
+    for place, total in zip(places, left, strict=True):
+        axis.text(total, float(place), f" {int(total)}", fontsize=6, va="center")
+    axis.set_xlim(0, max(left.max(initial=1) * 1.15, 1))
+    axis.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+
+
+def _ridges(
+    axis: Axes, heights: Sequence[NDArray[np.float64] | None], limits: tuple[float, float]
 ) -> None:
-    for done, site in enumerate(sites, start=1):
-        own = [item.row for item in placed if item.site == site]
-        picked = rng_for(0, "picture", site).permutation(len(own))[:SAMPLED]
-        values = [found for n in picked if (found := _scaled(root, own[int(n)])) is not None]
-        if values:
-            heights, edges = np.histogram(
-                np.concatenate(values), bins=BINS, range=(0, 1), density=True
-            )
-            axis.plot((edges[1:] + edges[:-1]) / 2, heights, linewidth=1, label=site)
-        if progress is not None:
-            progress(done, len(sites))
-    _finish(axis, "grey values, each scan scaled to itself")
-    axis.set_yscale("log")
-    if len(sites) <= 12:
-        axis.legend(fontsize=6, frameon=False)
+    """A histogram a site on a line of its own, each scaled to its highest bin."""
+    for place, values in enumerate(heights):
+        axis.axhline(place + 0.4, color=REST, linewidth=0.5)
+        if values is not None:
+            edges = np.linspace(*limits, len(values) + 1)
+            top = place + 0.4 - 0.8 * values / max(float(values.max()), 1e-12)
+            axis.fill_between(edges, np.append(top, top[-1]), place + 0.4, step="post",
+                              color=COLOURS[0], linewidth=0)  # fmt: skip
+    axis.set_xlim(*limits)
 
 
-def _finish(axis: Axes, title: str) -> None:
-    from matplotlib.ticker import AutoLocator
-
-    axis.xaxis.set_major_locator(AutoLocator())
-    axis.yaxis.set_major_locator(AutoLocator())
-    axis.tick_params(labelsize=7)
-    for side in ("left", "bottom"):
-        axis.spines[side].set_visible(True)
+def _finish(axis: Axes, sites: Sequence[str], title: str) -> None:
+    axis.set_yticks(range(len(sites)), sites, fontsize=7)
+    axis.set_ylim(len(sites) - 0.5, -0.5)
+    axis.tick_params(axis="y", length=0)
+    axis.tick_params(axis="x", labelsize=7)
+    for side in ("top", "right", "left"):
+        axis.spines[side].set_visible(False)
     set_title(axis, title)
-
-
-def _scaled(root: Path, row: Row) -> NDArray[np.float64] | None:
-    """Some grey values of a scan in [0, 1]; None where it cannot be read."""
-    try:
-        values = np.asarray(_pixels(root, row), dtype=np.float64).ravel()
-    except (DataError, OSError):
-        return None
-    values = values[:: max(1, values.size // VOXELS)]
-    low, high = np.percentile(values, [100 - _WHITE, _WHITE])
-    return np.asarray(np.clip((values - low) / max(high - low, 1e-9), 0, 1))
-
-
-def _pixels(root: Path, row: Row) -> NDArray[np.generic]:
-    if row.modality != "US":
-        return read_volume(root, row).array
-    kinds: dict[str, ClipKind] = {"image": "image", "video": "video", "dicom": "us-dicom"}
-    if row.source.kind in kinds:
-        file, kind = root / row.source.path, kinds[row.source.kind]
-        return np.asarray(load_clip(file, kind, FramesConfig()).frames[0])
-    with tempfile.TemporaryDirectory() as folder:
-        file = write_frames_from(root, row, Path(folder))
-        return np.asarray(load_clip(file, "image", FramesConfig()).frames[0])

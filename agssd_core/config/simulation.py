@@ -79,6 +79,7 @@ class SimulationConfig(Node):
         phantoms: the sites to invent when ``data.sites`` names none.
         allow_shared_patients: let a patient stand at more than one site (leaks between sites).
         engine: ``in-process`` or Flower's ``ray``.
+        split: folder that `agssd-sim split` wrote, whose sites train; in no dump, as other paths.
         lpsam: fitted LP-SAM file that delineates every ultrasound site; without one superpixels do.
             As other paths it is in no dump.
         lpsam_digest: SHA-256 that the file must have; empty takes the file as it is.
@@ -88,6 +89,7 @@ class SimulationConfig(Node):
     phantoms: tuple[PhantomSiteConfig, ...] = ()
     allow_shared_patients: bool = False
     workers: int = 2
+    split: str = Field(default="", exclude=True)
     lpsam: str = Field(default="", exclude=True)
     lpsam_digest: str = ""
 
