@@ -37,14 +37,24 @@ def export_run(
         CheckpointError: the run, the cohort or the round does not exist, or is damaged.
         ConfigError: the format does not fit the encoder.
     """
-    checkpoint, config = _checkpoint(run, cohort, round_index)
+    checkpoint, config = checkpoint_of(run, cohort, round_index=round_index)
     chosen = export_encoder(checkpoint.weights, config, network=network, form=form, out=out)
     return checkpoint.round, chosen
 
 
-def _checkpoint(
-    run: Path, cohort: Cohort | None, round_index: int | None
+def checkpoint_of(
+    run: Path, cohort: Cohort | None, *, round_index: int | None = None
 ) -> tuple[Checkpoint, RunConfig]:
+    """One round of a run, and the configuration that it was trained with.
+
+    Args:
+        run: its folder.
+        cohort: None is the only one of the run.
+        round_index: None is the newest.
+
+    Raises:
+        CheckpointError: the run, the cohort or the round does not exist, or is damaged.
+    """
     folders = run_folders(run)
     if len(folders) > 1 and cohort is None:
         raise CheckpointError(

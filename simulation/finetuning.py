@@ -8,31 +8,28 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
-from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
-from agssd_core.config import Cohort, RunConfig, config_from_json
+from agssd_core.config import Cohort, RunConfig
 from agssd_core.config.finetune import FinetuneConfig
 from agssd_core.config.tasks import TaskConfig
-from agssd_core.errors import CheckpointError, DataError
+from agssd_core.errors import DataError
 from agssd_core.evaluation.bundle import record_results, write_bundle
 from agssd_core.evaluation.bundle_facts import BundleFacts
 from agssd_core.evaluation.finetune import Finetuned, finetune
 from agssd_core.evaluation.finetune_pictures import draw_predictions
 from agssd_core.evaluation.labelled import LabelledSet
 from agssd_core.weights import Weights, write_bytes, write_text
-from server.cohorts import run_folders
 from server.manifest import Checkpoint
-from server.store import RunStore
 from simulation.bundle_data import write_bundle_data
+from simulation.datasets.known import ADAPTERS
 from simulation.datasets.rows import DatasetInfo
+from simulation.exporting import checkpoint_of
 from simulation.labelled import write_labelled
-from simulation.partition import Placed
-from simulation.sites_csv import read_sites
+from simulation.split import read_split
 
 Bar = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
-_SITES, _SPLIT = "sites.csv", "split.json"
 _MAIN = ("mean_dice", "balanced_accuracy", "accuracy")
 
 
@@ -93,8 +90,8 @@ def finetune_run(encoder: Path, split: Path, out: Path, request: Request, *, bar
         DataError: the split is missing or damaged, or no scan answers the task.
         WeightsError: the checkpoint holds no encoder.
     """
-    checkpoint, config = newest_checkpoint(encoder, request.cohort)
-    about, placed = _read_split(split)
+    checkpoint, config = checkpoint_of(encoder, request.cohort)
+    division, placed = read_split(split)
     modalities = ("US",) if config.federation.cohort == "us" else ("CT", "MR")
     usable = [one for one in placed if one.row.modality in modalities]
     if not usable:
@@ -102,8 +99,8 @@ def finetune_run(encoder: Path, split: Path, out: Path, request: Request, *, bar
             f"the split holds no scan of {' or '.join(modalities)}, which the encoder of cohort "
             f"{config.federation.cohort} reads. Name another data set, or another cohort."
         )
-    root = Path(about["root"])
-    task = _task(about["name"], request)
+    root = division.root
+    task = _task(division.name, request)
     with bar("prepare scans") as told:
         scans = write_labelled(root, usable, config.data, out / "labelled", progress=told)
     weights = None if request.from_scratch else checkpoint.weights
@@ -116,7 +113,7 @@ def finetune_run(encoder: Path, split: Path, out: Path, request: Request, *, bar
             root, rows, held_out.scans, task, out / "data", classes=done.classes, progress=told
         )
     origin = "random weights" if request.from_scratch else _origin(checkpoint, config)
-    facts = _facts(done, scans, task, origin, about["name"])
+    facts = _facts(done, scans, task, origin, division.name)
     write_bundle(out / "bundle", done, task, config.data, items, facts)
     found = run_bundle(out / "bundle")
     metrics = {name: found[name] for name in _MAIN if name in found}
@@ -139,38 +136,13 @@ def _learned(
     return finetune(scans, task, weights, config, how, fraction=share, seed=seed, progress=told)
 
 
-def newest_checkpoint(run: Path, cohort: Cohort | None) -> tuple[Checkpoint, RunConfig]:
-    """The newest round of a run.
-
-    Raises:
-        CheckpointError: there is none, or the run has several cohorts and none is named.
-    """
-    folders = run_folders(run)
-    if cohort is None and len(folders) > 1:
-        raise CheckpointError(
-            f"the run has {len(folders)} cohorts ({', '.join(folders)}). Name one with --cohort."
-        )
-    chosen = folders.get(cohort or "", next(iter(folders.values())))
-    checkpoint = RunStore(chosen).latest(strict=True)
-    if checkpoint is None:
-        raise CheckpointError(
-            "the folder holds no checkpoint. Name a run's folder, such as runs/demo."
-        )
-    config = config_from_json(checkpoint.manifest.config)
-    if cohort not in (None, config.federation.cohort):
-        raise CheckpointError(
-            f"the run has no cohort {cohort}, only {config.federation.cohort}. Name that with "
-            "--cohort, or leave it out."
-        )
-    return checkpoint, config
-
-
 def run_bundle(bundle: Path) -> dict[str, Any]:
     """Run a bundle as its users do, in a process of its own, and read what it measured.
 
     Raises:
         DataError: it ended with an error; its last line is quoted.
     """
+    bundle = bundle.resolve()  # it runs in its own folder, from where a relative name leads astray
     config = bundle / "configs" / "inference.json"
     command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", str(config)]
     ended = subprocess.run(  # noqa: S603 - this interpreter, and a file that was just written
@@ -185,17 +157,6 @@ def run_bundle(bundle: Path) -> dict[str, Any]:
         )
     found: dict[str, Any] = json.loads(metrics.read_text(encoding="utf-8"))
     return found
-
-
-def _read_split(folder: Path) -> tuple[dict[str, str], tuple[Placed, ...]]:
-    try:
-        about = json.loads((folder / _SPLIT).read_text(encoding="utf-8"))
-        found = {"name": str(about.get("dataset") or about["name"]), "root": str(about["root"])}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        raise DataError(
-            "the folder holds no split that can be read. Make one with `agssd-sim split`."
-        ) from None
-    return found, read_sites(folder / _SITES)
 
 
 def _task(dataset: str, request: Request) -> TaskConfig:
@@ -236,10 +197,7 @@ def _facts(
 
 def _info(name: str) -> DatasetInfo | None:
     """Facts of a known data set; None of one that has no adapter."""
-    try:
-        adapter = import_module("simulation.datasets.known").ADAPTERS.get(name)
-    except ModuleNotFoundError:
-        return None
+    adapter = ADAPTERS.get(name)
     return None if adapter is None else adapter.info
 
 

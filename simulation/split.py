@@ -93,7 +93,7 @@ def write_split(
     with bar("Drawing") as advance:
         picture = split_picture(division.root, placed, label=label, progress=advance)
     write_bytes(out / PICTURE, picture)
-    _write_about(division, out)
+    write_about(division, out)
     return Divided(placed, found.notes, len(found.rows) - len(placed), unusable)
 
 
@@ -186,7 +186,8 @@ def _write_raw(root: Path, placed: tuple[Placed, ...], raw: Path, *, bar: Bar) -
     return unusable
 
 
-def _write_about(division: Division, out: Path) -> None:
+def write_about(division: Division, out: Path) -> None:
+    """Write ``split.json`` beside a finished ``sites.csv``; with it the folder is a division."""
     about = {
         "dataset": division.name,
         "root": str(division.root.resolve()),

@@ -14,6 +14,7 @@ from simulation.partition import Placed
 from simulation.phantom_rows import phantom_rows
 from simulation.run import initialise
 from simulation.sites_csv import write_sites
+from simulation.split import Division, write_about
 
 SMALL = {"preset": "tiny", "data": {"spacing_mm": [6.0] * 3}}
 QUICK = ["--steps", "3", "--set", "batch=1", "--set", "crops=1", "--set", "feature_size=8"]
@@ -35,8 +36,7 @@ def _split(tmp_path, *sites):
     folder = tmp_path / "split"
     folder.mkdir()
     write_sites(folder / "sites.csv", placed)
-    about = {"name": "phantoms", "dataset": "phantoms", "root": str(root)}
-    (folder / "split.json").write_text(json.dumps(about))
+    write_about(Division("phantoms", root, by="site"), folder)
     return folder
 
 
@@ -64,7 +64,10 @@ def _finetune(*arguments):
 
 @pytest.mark.parametrize("cohort", ["ct-mr", "us"])
 @pytest.mark.parametrize("kind", ["segmentation", "classification"])
-def test_the_command_writes_a_bundle_and_prints_what_it_reaches(tmp_path, cohort, kind):
+def test_the_command_writes_a_bundle_and_prints_what_it_reaches(
+    tmp_path, monkeypatch, cohort, kind
+):
+    monkeypatch.chdir(tmp_path)
     run, split = _run_folder(tmp_path, cohort), _split(tmp_path, *_sites(cohort))
     asked = ["--task-kind", kind]
     if kind == "segmentation":
@@ -74,7 +77,7 @@ def test_the_command_writes_a_bundle_and_prints_what_it_reaches(tmp_path, cohort
         label = "anatomy" if cohort == "us" else _label_with_two_classes(tmp_path)
         asked += ["--label", label]
 
-    found = _finetune(run, split, "--out", tmp_path / "out", *asked, *QUICK)
+    found = _finetune(run, split, "--out", "out", *asked, *QUICK)  # as people name folders
 
     assert found.exit_code == 0, found.output
     metrics = json.loads((tmp_path / "out" / "bundle" / "eval" / "metrics.json").read_text())

@@ -13,8 +13,7 @@ from agssd_core.errors import ConfigError, DataError
 from simulation.cli import app
 from simulation.datasets.known import ADAPTERS
 from simulation.leakage import refuse_leakage
-from simulation.partition import partition
-from simulation.sites_csv import read_sites, write_sites
+from simulation.sites_csv import read_sites
 
 HEAD = "path,modality,patient,site,vendor,mask,label"
 
@@ -72,13 +71,6 @@ def test_a_table_in_which_a_patient_straddles_is_refused(data_set, tmp_path):
     file.write_text("\n".join(lines) + "\n")
     with pytest.raises(DataError, match="Give each patient one site and one side"):
         read_sites(file)
-
-
-def test_what_is_written_is_read_back(data_set, tmp_path):
-    placed = partition(ADAPTERS["manifest"].read(data_set).rows, by="site", folds=3)
-    write_sites(tmp_path / "sites.csv", placed)
-    found = read_sites(tmp_path / "sites.csv")
-    assert sorted(found, key=lambda item: item.row.scan) == list(placed)
 
 
 def test_pretraining_on_tomorrows_test_patients_is_refused(data_set, tmp_path):

@@ -1,7 +1,6 @@
 """Frozen encoders as sources of features: one vector a scan, and maps that cover the image."""
 
 from collections.abc import Iterator
-from contextlib import nullcontext
 from itertools import product
 from typing import Literal, Protocol
 
@@ -23,6 +22,7 @@ from agssd_core.models.resnet2d import ResNetBackbone
 from agssd_core.models.vit3d import VisionTransformer3d
 from agssd_core.training.anaus_build import pair_shape
 from agssd_core.training.build import model_shape
+from agssd_core.training.mixed_precision import EncoderPrecision
 from agssd_core.weights import Weights
 
 Reals = NDArray[np.float32]
@@ -108,7 +108,7 @@ class VolumeEncoder:
         for first in range(0, len(places), CROPS_AT_ONCE):
             some = places[first : first + CROPS_AT_ONCE]
             crops = torch.from_numpy(np.stack([image[place] for place in some]))[:, None]
-            with torch.no_grad(), _autocast(self._device, self._precision):
+            with torch.no_grad(), EncoderPrecision(self._device, bf16=self._precision == "bf16"):
                 cls, tokens = self._network.forward_features(crops.to(self._device))
             found = zip(some, _numpy(cls), _numpy(tokens), strict=True)
             yield from ((inside[place], one, patches) for place, one, patches in found)
@@ -163,7 +163,7 @@ class FrameEncoder:
         grey = functional.interpolate(frame, size, mode="bicubic", antialias=True).clamp_(0, 1)
         mean, std = (torch.tensor(each)[:, None, None] for each in (GREY_MEAN, GREY_STD))
         colours = ((grey - mean) / std).to(self._device)
-        with torch.no_grad(), _autocast(self._device, self._precision):
+        with torch.no_grad(), EncoderPrecision(self._device, bf16=self._precision == "bf16"):
             return self._pyramid(self._backbone(colours))  # type: ignore[no-any-return]
 
 
@@ -229,12 +229,6 @@ def _frame_networks(
 def _intervals(first: int, count: int, patch: int) -> NDArray[np.float64]:
     starts = first + patch * np.arange(count, dtype=np.float64)
     return np.stack([starts, starts + patch], axis=1)
-
-
-def _autocast(device: torch.device, precision: Precision) -> torch.autocast | nullcontext[None]:
-    if precision == "float32":
-        return nullcontext()
-    return torch.autocast(device.type, dtype=torch.bfloat16)
 
 
 def _numpy(tensor: Tensor) -> Reals:

@@ -1,6 +1,7 @@
 """The scans of one seed: who trains on what, who is held out, and all of it made ready."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from simulation.datasets.known import ADAPTERS
 from simulation.datasets.manifest import read_manifest
 from simulation.datasets.rows import Row
 from simulation.labelled import write_labelled
-from simulation.materialise import write_raw_site
+from simulation.materialise import unusable_scans, write_raw_site
 from simulation.partition import partition
 from simulation.phantom_rows import phantom_rows
 from simulation.sites import Bar, Say, build_sites
@@ -43,8 +44,16 @@ class SeedData:
     digest: str
 
 
-def rows_of(settings: RunConfig, folder: Path, *, bar: Bar) -> tuple[Path, tuple[Row, ...]]:
-    """Root and rows of the cohort's scans; phantoms are invented below ``folder``.
+@dataclass(frozen=True)
+class Scans:
+    """Rows of the cohort that is compared, and the folder that they lie in."""
+
+    root: Path
+    rows: tuple[Row, ...]
+
+
+def scans_of(settings: RunConfig, folder: Path, *, bar: Bar) -> Scans:
+    """The scans of a comparison; phantoms are invented below ``folder``.
 
     Raises:
         ConfigError: there is no such data set, or it holds nothing for the cohort.
@@ -74,29 +83,29 @@ def rows_of(settings: RunConfig, folder: Path, *, bar: Bar) -> tuple[Path, tuple
             f"the data set holds no scan for cohort {cohort_of(settings)}. Name another cohort, or "
             "other patterns in compare.data.only."
         )
-    return root, rows
+    return Scans(root, rows)
 
 
 def prepare_seed(
-    settings: RunConfig, folder: Path, *, seed: int, place: int, say: Say, bar: Bar
+    settings: RunConfig, folder: Path, scans: Scans, *, place: int, say: Say, bar: Bar
 ) -> SeedData:
     """Split, prepare and label the scans of one seed. What is ready is not done again.
 
     Args:
         settings: of the comparison.
         folder: the comparison's.
-        seed: of the split's hands and of everything drawn later.
-        place: of the seed in the list; says which fold is held out.
+        scans: what there is.
+        place: of the seed in ``compare.seeds``; says which fold is held out. The seed itself is
+            that of the split's hands and of everything drawn later.
         say: writes a line.
         bar: opens a progress bar.
 
     Raises:
         ConfigError: fewer than two sites, or a task that no held-out scan can answer.
     """
-    root, found = rows_of(settings, folder, bar=bar)
-    wanted = settings.compare.data
+    wanted, seed = settings.compare.data, settings.compare.seeds[place]
     placed = partition(
-        found,
+        scans.rows,
         by=wanted.by,
         sites=wanted.sites or None,
         seed=seed,
@@ -115,25 +124,31 @@ def prepare_seed(
     for name in names:
         raw[name] = own / "raw" / name
         rows = [item.row for item in placed if (item.site, item.split) == (name, "train")]
-        write_raw_site(root, rows, raw[name])
-    sites = _made_ready(settings, own, raw, seed=seed, say=say, bar=bar)
+        write_raw_site(scans.root, rows, raw[name])
+        for reason, count in Counter(unusable_scans(raw[name]).values()).items():
+            say(f"seed {seed}, {name}: {count} scan(s) cannot train: {reason}")
+    sites, pooled = _made_ready(settings, own, raw, seed=seed, say=say, bar=bar)
     labelled = [item for item in placed if item.site not in wanted.pretrain_only]
     with bar(f"Labelling the scans of seed {seed}") as advance:
-        scans = write_labelled(root, labelled, settings.data, own / "labelled", progress=advance)
+        asked = write_labelled(
+            scans.root, labelled, settings.data, own / "labelled", progress=advance
+        )
+    for reason, count in Counter(asked.skipped.values()).items():
+        say(f"seed {seed}: {count} scan(s) are asked nothing: {reason}")
     return SeedData(
         seed=seed,
         folder=own,
-        sites={name: sites[name] for name in names},
-        pooled=sites[""],
-        scans=scans,
+        sites=sites,
+        pooled=pooled,
+        scans=asked,
         digest=_digest(own / "sites.csv", settings),
     )
 
 
 def _made_ready(
     settings: RunConfig, folder: Path, raw: Mapping[str, Path], *, seed: int, say: Say, bar: Bar
-) -> dict[str, Path]:
-    """Prepared folders of the sites by name, and under ``""`` of all of them together."""
+) -> tuple[dict[str, Path], Path]:
+    """Prepared folders of the sites by name, and the one of all of them together."""
     names = list(raw)
     entries = [SiteFoldersConfig(name=name, paths=(str(raw[name]),)) for name in names]
     federated = model_config(settings, Model(seed, "federated"), names)
@@ -143,7 +158,7 @@ def _made_ready(
     )
     sites = build_sites(_on(federated, entries), folder / "sites", say=say, bar=bar)
     together = build_sites(_on(pooled, [everything]), folder / "together", say=say, bar=bar)
-    return {**sites, "": together[POOLED]}
+    return {name: sites[name] for name in names}, together[POOLED]
 
 
 def _on(config: RunConfig, entries: Sequence[SiteFoldersConfig]) -> RunConfig:

@@ -57,13 +57,14 @@ def _draw_probe(axis: Axes, summary: Summary) -> None:
         axis.errorbar(
             place, interval.mean, yerr=half, fmt="_", color=colour, markersize=22, capsize=4
         )
-        spread = place + np.linspace(-0.12, 0.12, len(values))
+        spread = place + 0.08 * (np.arange(len(values)) - (len(values) - 1) / 2)
         axis.plot(spread, values, "o", color=colour, markersize=4, alpha=0.8)
     for name in CONTROLS:
         values = list(summary.columns[name].metrics.get(summary.main, {}).values())
         if values:
             mean = sum(values) / len(values)
             axis.axhline(mean, color="#444444", linestyle=_DASHES[name], linewidth=1, label=name)
+    axis.set_xlim(-0.6, len(names) - 0.4)
     axis.set_xticks(range(len(names)), names, fontsize=8, rotation=0 if len(names) < 6 else 60)
     _finish(axis, summary.main)
     axis.legend(fontsize=7, frameon=False)

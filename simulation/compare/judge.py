@@ -11,7 +11,7 @@ from agssd_core.evaluation.finetune import finetune
 from agssd_core.evaluation.probe import Features, extract, run_probe
 from simulation.compare.data import SeedData
 from simulation.compare.plan import Model, model_config, stamp_of
-from simulation.compare.pretrain import Trained, pretrain
+from simulation.compare.pretrain import Trained, judged_network, pretrain
 from simulation.compare.results import Cell, Result, ResultFile, digest_of
 
 CONTROLS = ("position", "intensity")
@@ -59,7 +59,7 @@ def run_job(job: Job, file: ResultFile) -> int:
 def _answer(
     job: Job,
     task: TaskConfig,
-    questions: Sequence[tuple[Cell, "_Question"]],
+    questions: Sequence[tuple[Cell, _Question]],
     trained: Trained | None,
     file: ResultFile,
 ) -> None:
@@ -68,7 +68,10 @@ def _answer(
     facts = {} if trained is None else trained.facts
     features: Features | None = None
     for cell, question in questions:
-        if question.method == "finetune" and trained is not None:
+        if question.method != "finetune":
+            features = features or extract(scans, _source(job, trained))
+            outcome = run_probe(question.method, scans, task, features, seed=seed)
+        elif trained is not None:
             outcome = finetune(
                 scans,
                 task,
@@ -78,11 +81,6 @@ def _answer(
                 fraction=question.fraction,
                 seed=seed,
             ).outcome
-        else:
-            if features is None:
-                features = extract(scans, _source(job, trained))
-            method = "pixel" if question.method == "finetune" else question.method
-            outcome = run_probe(method, scans, task, features, seed=seed)
         file.add(Result(cell, outcome, facts))
 
 
@@ -90,9 +88,7 @@ def _source(job: Job, trained: Trained | None) -> FeatureSource:
     if trained is None:
         shape = model_config(job.settings, Model(job.data.seed, "random"), list(job.data.sites))
         return PositionControl(shape) if job.control == "position" else IntensityControl(shape)
-    # A teacher that stays at the sites was never merged; the student was.
-    local = trained.config.federation.merge.teacher_rule == "local"
-    return open_encoder(trained.weights, trained.config, network="student" if local else "teacher")
+    return open_encoder(trained.weights, trained.config, network=judged_network(trained.config))
 
 
 def _asked(job: Job) -> list[tuple[Cell, _Question]]:

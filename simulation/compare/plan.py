@@ -83,10 +83,11 @@ def models_of(settings: RunConfig, sites: Sequence[str], *, seed: int) -> list[M
 
 
 def ablated_models(settings: RunConfig, *, seed: int) -> list[Model]:
-    """The federated arm as it stands and with every switch of its method and merging."""
+    """The federated arm as it stands, with every switch of method and merging, and untrained."""
     cohort = cohort_of(settings)
     variants = ("", *ABLATIONS[cohort], *MERGING)
-    return [Model(seed, "federated", variant=variant) for variant in variants]
+    found = [Model(seed, "federated", variant=variant) for variant in variants]
+    return [*found, Model(seed, "random")]
 
 
 def model_config(settings: RunConfig, model: Model, sites: Sequence[str]) -> RunConfig:

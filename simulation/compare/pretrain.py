@@ -5,6 +5,7 @@ from typing import Any
 
 from agssd_core.config import RunConfig
 from agssd_core.errors import RoundError
+from agssd_core.evaluation.export_file import Network
 from agssd_core.weights import Weights
 from server.cohorts import cohort_stores
 from simulation.compare.data import SeedData
@@ -28,12 +29,18 @@ class Trained:
 
     Attributes:
         config: it was trained with.
-        facts: weights digest, optimiser updates, and the collapse monitor's last words.
+        facts: weights digest, optimiser updates, which network is judged, and the collapse
+            monitor's last words.
     """
 
     weights: Weights
     config: RunConfig
     facts: dict[str, Any]
+
+
+def judged_network(config: RunConfig) -> Network:
+    """The teacher, or the student where teachers stay at the sites and are never merged."""
+    return "student" if config.federation.merge.teacher_rule == "local" else "teacher"
 
 
 def config_of(settings: RunConfig, model: Model, data: SeedData) -> RunConfig:
@@ -69,6 +76,7 @@ def pretrain(settings: RunConfig, model: Model, data: SeedData) -> Trained:
     facts: dict[str, Any] = {
         "weights": newest.manifest.weights_digest,
         "updates": rounds * config.federation.steps_per_round,
+        "network": judged_network(config),
         "monitor": {
             row["site"]: {key: row["metrics"][key] for key in _SHOWN if key in row["metrics"]}
             for row in rows

@@ -13,7 +13,7 @@ from agssd_core.config import RunConfig
 from agssd_core.errors import ConfigError, EngineError
 from agssd_core.processes import die_with_parent
 from agssd_core.weights import write_text
-from simulation.compare.data import SeedData, prepare_seed
+from simulation.compare.data import SeedData, prepare_seed, scans_of
 from simulation.compare.figure import draw_comparison
 from simulation.compare.judge import CONTROLS, Job, cells_of, run_job
 from simulation.compare.plan import Model, ablated_models, cohort_of, models_of
@@ -47,9 +47,10 @@ def compare(settings: RunConfig, *, ablate: bool = False, say: Say, bar: Bar) ->
     cohort_of(settings)
     folder = run_folder(settings)
     folder.mkdir(parents=True, exist_ok=True)
+    scans = scans_of(settings, folder, bar=bar)
     seeds = [
-        prepare_seed(settings, folder, seed=seed, place=place, say=say, bar=bar)
-        for place, seed in enumerate(settings.compare.seeds)
+        prepare_seed(settings, folder, scans, place=place, say=say, bar=bar)
+        for place in range(len(settings.compare.seeds))
     ]
     jobs = [job for data in seeds for job in _jobs(settings, data, ablate=ablate)]
     cells = [cell for job in jobs for cell in cells_of(job)]

@@ -129,12 +129,11 @@ def comparison_table(results: Sequence[Result], settings: RunConfig) -> str:
         f"Mean and 95 % interval over seeds (Student's t). A task is *not informative* where no "
         f"trained arm leads position, intensity and the untrained network by more than "
         f"{settings.compare.margin:g}.",
+        _students(results),
         "## Differences, paired by seed",
         _difference_table(summaries),
         "## Sites",
         _site_table(summaries),
-        "Of arm alone, a site's own model on that site's held-out scans. The worst site is named "
-        "where two or more hold labels.",
         "## Collapse monitor, last round",
         _monitor_lines(results),
     ]
@@ -216,7 +215,10 @@ def _site_table(summaries: Sequence[Summary]) -> str:
             lines.append(_line([*_named(summary), site, *values]))
         named = [_worst_named(summary.columns.get(name)) for name in columns]
         lines.append(_line([*_named(summary), "*worst site*", *named]))
-    return "\n".join(lines) if len(lines) > 2 else ""
+    if len(lines) == 2:
+        return "Fewer than two sites hold labels of held-out patients, so no site is the worst."
+    told = "Of arm alone, a site's own model on that site's held-out scans."
+    return "\n".join([*lines, "", told])
 
 
 def _worst_named(answers: Answers | None) -> str:
@@ -226,6 +228,13 @@ def _worst_named(answers: Answers | None) -> str:
         return _NO_VALUE
     worst = min(sorted(means), key=lambda site: means[site])
     return f"{worst} {means[worst]:.3f}"
+
+
+def _students(results: Sequence[Result]) -> str:
+    """Which columns are of another network than the others."""
+    names = [_column(each) for each in results if each.facts.get("network") == "student"]
+    told = ", ".join(dict.fromkeys(names))
+    return f"Judged by the merged student, as teachers stay at the sites: {told}." if told else ""
 
 
 def _monitor_lines(results: Sequence[Result]) -> str:
