@@ -73,6 +73,14 @@ class ProtocolError(AgssdError):
     """A message does not follow the protocol."""
 
 
+class KeyFileError(AgssdError):
+    """A key or certificate is missing, damaged, readable by others or of another kind."""
+
+
+class SignatureError(AgssdError):
+    """Signed bytes were altered, or signed by another key or for another purpose."""
+
+
 class UpdateRejectedError(AgssdError):
     """A site's update was refused.
 

@@ -16,7 +16,7 @@ def uplink_groups(teacher_rule: str) -> tuple[str, ...]:
     return ("student", *teacher, "state")
 
 
-class _Record:
+class Record:
     """Conversion to and from JSON with every field present and of its type."""
 
     def to_json(self) -> str:
@@ -65,7 +65,7 @@ def _is_of(value: Any, kind: Any) -> bool:
 
 
 @dataclass(frozen=True)
-class RoundOrder(_Record):
+class RoundOrder(Record):
     """The server's order for one round at one site.
 
     Attributes:
@@ -89,7 +89,7 @@ class RoundOrder(_Record):
 
 
 @dataclass(frozen=True)
-class SiteQuery(_Record):
+class SiteQuery(Record):
     """The server's question who a node is."""
 
     protocol: int
@@ -97,7 +97,7 @@ class SiteQuery(_Record):
 
 
 @dataclass(frozen=True)
-class SiteHello(_Record):
+class SiteHello(Record):
     """What a site says of itself when asked."""
 
     protocol: int
@@ -109,7 +109,7 @@ class SiteHello(_Record):
 
 
 @dataclass(frozen=True)
-class UpdateHeader(_Record):
+class UpdateHeader(Record):
     """The plain part of a site's update; ``metrics`` maps names to finite numbers."""
 
     protocol: int
@@ -135,7 +135,7 @@ class SiteUpdate:
 
 
 @dataclass(frozen=True)
-class Refusal(_Record):
+class Refusal(Record):
     """A site's answer when it declines: a class of reason, nothing else."""
 
     protocol: int
