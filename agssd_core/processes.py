@@ -40,8 +40,23 @@ def engine_environment(home: Path, *, threads: int) -> dict[str, str]:
         "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
         "RAY_USAGE_STATS_ENABLED": "0",
         "FLWR_HOME": str(home),
+        **_direct_on_loopback(),
         **dict.fromkeys(_THREAD_VARIABLES, str(threads)),
     }
+
+
+def _direct_on_loopback() -> dict[str, str]:
+    """A hospital's outbound proxy is for the coordinator, never for our own processes."""
+    found = {}
+    for name in ("NO_PROXY", "no_proxy"):
+        listed = [part for part in os.environ.get(name, "").split(",") if part.strip()]
+        found[name] = ",".join(dict.fromkeys([*listed, LOOPBACK, "localhost"]))
+    return found
+
+
+def python_module(name: str) -> list[str]:
+    """The command that runs one of our modules with this interpreter."""
+    return [sys.executable, "-m", name]
 
 
 def free_port() -> int:
