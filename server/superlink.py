@@ -23,6 +23,7 @@ from agssd_core.processes import (
 )
 from agssd_core.weights import write_text
 from server.cohorts import cohort_stores
+from server.control import state_of
 from server.manifest import require_same_config
 from server.outcome import RoundOutcome, outcomes_of
 from server.store import RunStore
@@ -111,7 +112,7 @@ def run_on(
         on_round: told of every closed round.
 
     Raises:
-        EngineError: the run ended before its last round.
+        EngineError: the run ended before its last round, and nobody had stopped it.
         CheckpointError: the run's newest checkpoint is damaged or of another configuration.
     """
     progress = [
@@ -179,7 +180,7 @@ class _Progress:
 
 def _require_complete(progress: Sequence[_Progress]) -> None:
     behind = [each for each in progress if each.seen < each.last]
-    if not behind:
+    if not behind or all(state_of(each.store.folder) == "stop" for each in behind):
         return
     done = [f"{each.seen} of {each.last} rounds" for each in behind]
     if len(progress) > 1:
