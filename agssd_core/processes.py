@@ -6,6 +6,7 @@ import http.client
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -29,9 +30,12 @@ _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS
 def engine_environment(home: Path, *, threads: int) -> dict[str, str]:
     """Our environment with a private home for the engine, no look-ups and a fixed thread count.
 
-    Without the third variable the engine runs ``uv sync`` for every run (docs/federation.md).
+    Without the third variable the engine runs ``uv sync`` for every run (docs/federation.md). A
+    hospital's web proxy is used for other machines, never for this one.
     """
     own_bin = str(Path(sys.executable).parent)
+    direct = [os.environ.get("no_proxy", os.environ.get("NO_PROXY", "")), LOOPBACK, "localhost"]
+    no_proxy = ",".join(filter(None, direct))
     return {
         **os.environ,
         "PATH": os.pathsep.join([own_bin, os.environ.get("PATH", "")]),
@@ -40,6 +44,8 @@ def engine_environment(home: Path, *, threads: int) -> dict[str, str]:
         "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
         "RAY_USAGE_STATS_ENABLED": "0",
         "FLWR_HOME": str(home),
+        "NO_PROXY": no_proxy,
+        "no_proxy": no_proxy,
         **dict.fromkeys(_THREAD_VARIABLES, str(threads)),
     }
 
@@ -134,17 +140,28 @@ class Child:
                 member.send_signal(number)
 
 
-def is_healthy(port: int) -> bool:
-    """Whether a server on loopback answers for its ``/health`` page."""
-    page = f"http://{LOOPBACK}:{port}/health"
+def is_healthy(port: int, ca: Path | None = None) -> bool:
+    """Whether a server on loopback answers for its ``/health`` page.
+
+    Args:
+        port: where it listens.
+        ca: certificate of its authority, PEM; None asks without TLS.
+    """
+    page = f"{'https' if ca else 'http'}://{LOOPBACK}:{port}/health"
+    handlers: list[urllib.request.BaseHandler] = [urllib.request.ProxyHandler({})]
+    if ca is not None:
+        context = ssl.create_default_context(cafile=str(ca))
+        handlers.append(urllib.request.HTTPSHandler(context=context))
     try:
-        with urllib.request.urlopen(page, timeout=2) as answer:
+        with urllib.request.build_opener(*handlers).open(page, timeout=2) as answer:
             return bool(answer.status == 200)
     except (OSError, http.client.HTTPException):
         return False
 
 
-def wait_until_healthy(port: int, child: Child, *, timeout_s: float) -> None:
+def wait_until_healthy(
+    port: int, child: Child, *, timeout_s: float, ca: Path | None = None
+) -> None:
     """Wait for the ``/health`` page of a server on loopback.
 
     Raises:
@@ -157,7 +174,7 @@ def wait_until_healthy(port: int, child: Child, *, timeout_s: float) -> None:
                 f"{child.name} ended with code {child.process.returncode} before it could serve. "
                 "Its log is in the run's folder."
             )
-        if is_healthy(port):
+        if is_healthy(port, ca):
             return
         time.sleep(0.2)
     raise EngineError(

@@ -11,6 +11,7 @@ from agssd_core.console import new_app, say
 from agssd_core.errors import ConfigError
 from server.cohorts import run_folders
 from server.outcome import RoundOutcome, outcomes_of
+from server.proxy import write_federation_proxy
 from server.report import write_server_report
 from server.run_record import METRICS_FILE
 from server.serve import serve_on_loopback
@@ -83,6 +84,25 @@ def report(run: Annotated[Path, typer.Argument(help="The run's folder.")]) -> No
     """
     _require_rounds(run)
     say(str(write_server_report(run)))
+
+
+@app.command("proxy-config")
+def proxy_config(
+    federation: Annotated[Path, typer.Argument(help="The federation's folder.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="nginx's folder, made if new.")],
+    listen: Annotated[
+        str, typer.Option(help="ADDRESS:PORT that sites connect to.")
+    ] = "0.0.0.0:8443",
+    port: Annotated[
+        int, typer.Option(min=1, max=65535, help="Port of `serve` on this machine.")
+    ] = 9092,
+) -> None:
+    """Write nginx.conf for the one open port: what a site's node calls, and nothing else.
+
+    Example: agssd-server proxy-config /srv/federation --out /srv/proxy --listen 0.0.0.0:443
+    """
+    written = write_federation_proxy(federation, out, listen=listen, upstream_port=port)
+    say(f"{written}: start it with `nginx -e stderr -p {out.resolve()} -c {written.name}`")
 
 
 def main() -> None:
