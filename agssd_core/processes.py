@@ -30,12 +30,9 @@ _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS
 def engine_environment(home: Path, *, threads: int) -> dict[str, str]:
     """Our environment with a private home for the engine, no look-ups and a fixed thread count.
 
-    Without the third variable the engine runs ``uv sync`` for every run (docs/federation.md). A
-    hospital's web proxy is used for other machines, never for this one.
+    Without the third variable the engine runs ``uv sync`` for every run (docs/federation.md).
     """
     own_bin = str(Path(sys.executable).parent)
-    direct = [os.environ.get("no_proxy", os.environ.get("NO_PROXY", "")), LOOPBACK, "localhost"]
-    no_proxy = ",".join(filter(None, direct))
     return {
         **os.environ,
         "PATH": os.pathsep.join([own_bin, os.environ.get("PATH", "")]),
@@ -44,10 +41,23 @@ def engine_environment(home: Path, *, threads: int) -> dict[str, str]:
         "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
         "RAY_USAGE_STATS_ENABLED": "0",
         "FLWR_HOME": str(home),
-        "NO_PROXY": no_proxy,
-        "no_proxy": no_proxy,
+        **_direct_on_loopback(),
         **dict.fromkeys(_THREAD_VARIABLES, str(threads)),
     }
+
+
+def _direct_on_loopback() -> dict[str, str]:
+    """A hospital's outbound proxy is for the coordinator, never for our own processes."""
+    found = {}
+    for name in ("NO_PROXY", "no_proxy"):
+        listed = [part for part in os.environ.get(name, "").split(",") if part.strip()]
+        found[name] = ",".join(dict.fromkeys([*listed, LOOPBACK, "localhost"]))
+    return found
+
+
+def python_module(name: str) -> list[str]:
+    """The command that runs one of our modules with this interpreter."""
+    return [sys.executable, "-m", name]
 
 
 def free_port() -> int:

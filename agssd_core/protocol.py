@@ -20,6 +20,7 @@ class Record:
     """Conversion to and from JSON with every field present and of its type."""
 
     def to_json(self) -> str:
+        """One line of JSON with sorted keys."""
         return json.dumps(asdict(self), sort_keys=True)  # type: ignore[call-overload]
 
     @classmethod

@@ -4,8 +4,10 @@ The engine never lets an unregistered key in again, so a site that comes back br
 """
 
 import json
+import logging
 import subprocess
-from collections.abc import Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,8 @@ from agssd_core.enrolment import Enrolment
 from agssd_core.errors import EngineError
 from agssd_core.weights import write_text
 from server.superlink import CONNECTION, SuperLink
+
+log = logging.getLogger(__name__)
 
 NODES_FILE = "nodes.json"
 _GONE = "unregistered"
@@ -37,8 +41,8 @@ def register_nodes(link: SuperLink, enrolments: Iterable[Enrolment]) -> dict[str
     """
     known = _known(link)
     for enrolment in enrolments:
-        if _name(enrolment) not in known:
-            known[_name(enrolment)] = _register(link, enrolment, known)
+        if key_name(enrolment) not in known:
+            known[key_name(enrolment)] = _register(link, enrolment, known)
             text = json.dumps(known, indent=1, sort_keys=True) + "\n"
             write_text(_file(link), text, private=True)
     for node in _strangers(link, known):
@@ -46,24 +50,81 @@ def register_nodes(link: SuperLink, enrolments: Iterable[Enrolment]) -> dict[str
     return known
 
 
-def unregister_nodes(link: SuperLink, enrolments: Iterable[Enrolment]) -> list[str]:
-    """Shut the nodes of revoked or expired enrolments out, from their next call on.
+def unregister_nodes(link: SuperLink, names: Collection[str]) -> list[str]:
+    """Shut nodes out, from their next call on; the rest of a running call is not cut off.
+
+    Args:
+        link: a running SuperLink with certificates.
+        names: ``SITE-KEYID`` of revoked or expired enrolments.
 
     Returns:
-        ``SITE-KEYID`` of those that were let in until now.
+        Those that were let in until now.
 
     Raises:
         EngineError: the engine did not do it.
     """
     known = _known(link)
-    inside = {name: known[name] for each in enrolments if (name := _name(each)) in known}
+    inside = [name for name in names if name in known]
     if not inside:
         return []
     status = node_statuses(link)
-    shut_out = [name for name, node in inside.items() if status.get(node, _GONE) != _GONE]
+    shut_out = [name for name in inside if status.get(known[name], _GONE) != _GONE]
     for name in shut_out:
-        _flwr(link, "supernode", "unregister", str(inside[name]))
+        _flwr(link, "supernode", "unregister", str(known[name]))
     return shut_out
+
+
+class NodeKeeper:
+    """Lets in the nodes whose keys are valid, and nobody else, while a run goes on.
+
+    Args:
+        link: a running SuperLink with certificates.
+        valid: gives the enrolments that are valid when it is called.
+        say: where a line for the operator goes.
+        pause_s: how often to look for changes.
+
+    Raises:
+        EngineError: the engine did not take the keys there are now.
+    """
+
+    def __init__(
+        self,
+        link: SuperLink,
+        valid: Callable[[], Iterable[Enrolment]],
+        *,
+        say: Callable[[str], None],
+        pause_s: float = 5.0,
+    ) -> None:
+        self._link = link
+        self._valid = valid
+        self._say = say
+        self._pause_s = pause_s
+        self._inside: frozenset[str] | None = None
+        self._keep()
+
+    def __call__(self) -> None:
+        """Look again if it is time; what the engine did not do is tried again next time."""
+        if time.monotonic() < self._next:
+            return
+        try:
+            self._keep()
+        except EngineError as error:
+            log.warning("the list of nodes could not be kept (%s); trying again", error)
+
+    def _keep(self) -> None:
+        self._next = time.monotonic() + self._pause_s
+        valid = {key_name(each): each for each in self._valid()}
+        if self._inside == valid.keys():
+            return
+        known = register_nodes(self._link, valid.values())
+        for name in unregister_nodes(self._link, known.keys() - valid.keys()):
+            self._say(f"node {name} is shut out: its key was revoked or has expired")
+        self._inside = frozenset(valid)
+
+
+def key_name(enrolment: Enrolment) -> str:
+    """``SITE-KEYID``."""
+    return f"{enrolment.site}-{enrolment.key_id}"
 
 
 def node_statuses(link: SuperLink) -> dict[int, str]:
@@ -73,7 +134,7 @@ def node_statuses(link: SuperLink) -> dict[int, str]:
 
 
 def _register(link: SuperLink, enrolment: Enrolment, known: Mapping[str, int]) -> int:
-    file = link.home / f"{_name(enrolment)}.pub"
+    file = link.home / f"{key_name(enrolment)}.pub"
     write_text(file, enrolment.node_key)
     try:
         options = ["--name", enrolment.site]
@@ -90,10 +151,6 @@ def _strangers(link: SuperLink, known: Mapping[str, int]) -> set[int]:
     """Nodes that may come in though we never registered them, or were stopped while we did."""
     inside = {node for node, status in node_statuses(link).items() if status != _GONE}
     return inside - set(known.values())
-
-
-def _name(enrolment: Enrolment) -> str:
-    return f"{enrolment.site}-{enrolment.key_id}"
 
 
 def _file(link: SuperLink) -> Path:

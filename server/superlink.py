@@ -15,6 +15,7 @@ from pathlib import Path
 
 import tomli_w
 
+from agssd_core.application import SITE_COMPONENT, application_toml
 from agssd_core.config import Cohort, RunConfig, dump_config
 from agssd_core.errors import EngineError, KeyFileError
 from agssd_core.processes import (
@@ -144,9 +145,10 @@ def run_on(
     config: RunConfig,
     folder: Path,
     *,
-    client_app: str = "client.app:app",
+    client_app: str = SITE_COMPONENT,
     federation: Mapping[str, int] | None = None,
     on_round: Callable[[RoundOutcome], None] | None = None,
+    meanwhile: Callable[[], None] | None = None,
 ) -> None:
     """Submit the run and follow it to its end.
 
@@ -160,6 +162,7 @@ def run_on(
         client_app: the component that Flower loads for a site.
         federation: Flower's simulation settings.
         on_round: told of every closed round.
+        meanwhile: called a few times a second while the run goes on.
 
     Raises:
         EngineError: the run ended before its last round.
@@ -180,6 +183,8 @@ def run_on(
         while not ended:
             ended = child.poll() is not None
             link.child.poll()
+            if meanwhile is not None:
+                meanwhile()
             for outcome in [closed for each in progress for closed in each.closed()]:
                 if on_round is not None:
                     on_round(outcome)
@@ -191,7 +196,7 @@ def _submission(link: SuperLink, config: RunConfig, folder: Path, *, client_app:
     """Write what the run needs into the engine's folder; the command that submits it."""
     app, settings = link.home / "agssd", link.home / "run.toml"
     write_text(link.home / "config.json", dump_config(config), private=True)
-    write_text(app / "pyproject.toml", _app(client_app))
+    write_text(app / "pyproject.toml", application_toml(client_app))
     paths = {"config": str(link.home / "config.json"), "run-folder": str(folder.resolve())}
     write_text(settings, tomli_w.dumps(paths), private=True)
     return ["flwr", "run", str(app), CONNECTION, "--stream", "--run-config", str(settings)]
@@ -239,24 +244,3 @@ def _require_complete(progress: Sequence[_Progress]) -> None:
         f"the run ended after {' and '.join(done)}. The same command goes on from there; the "
         "engine's last words are in run.log in the run's folder."
     )
-
-
-def _app(client_app: str) -> str:
-    content = {
-        "project": {
-            "name": "agssd",
-            "version": "1.0.0",
-            "license": "Apache-2.0",
-            "description": "Components of the installed agssd-federation",
-        },
-        "tool": {
-            "flwr": {
-                "app": {
-                    "publisher": "agssd",
-                    "components": {"serverapp": "server.app:app", "clientapp": client_app},
-                    "config": {"config": "", "run-folder": ""},
-                }
-            }
-        },
-    }
-    return tomli_w.dumps(content)
