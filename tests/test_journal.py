@@ -233,6 +233,24 @@ def test_naming_a_key_does_not_speak_for_it(tmp_path):
         verify_journal(tmp_path, KEY.public)
 
 
+@pytest.mark.parametrize("stranger", [False, True])
+def test_entries_of_another_journal_do_not_fit_in(tmp_path, stranger):
+    """Genuine in themselves, with the right number, of the same owner."""
+    (tmp_path / "other").mkdir()
+    head = filled(tmp_path, 2).head()
+    other = opened(tmp_path / "other", SigningKey.create() if stranger else KEY)
+    if stranger:  # begun from the very head of the first
+        other._place = journal_module.Place(*head, "", "north")
+        entry = other._write(os.open(tmp_path / "x", os.O_RDWR | os.O_CREAT), "stop", {}).line()
+    else:
+        entry = [other.append("stop", {}).line() for _ in range(3)][-1]
+    with (tmp_path / JOURNAL_FILE).open("ab") as stream:
+        stream.write(entry + b"\n")
+    said = "by another key than the one in force" if stranger else "does not follow the entry"
+    with pytest.raises(JournalError, match=f"from entry 3 on: it .*{said}"):
+        verify_journal(tmp_path, KEY.public)
+
+
 BAD_FACTS = {
     "nan": {"loss": float("nan")},
     "a list": {"round": [1]},
