@@ -25,7 +25,9 @@ from cryptography.hazmat.primitives.serialization import (
 from agssd_core.errors import KeyFileError, SignatureError
 from agssd_core.weights import write_bytes
 
-Purpose = Literal["order", "update", "refusal", "journal", "enrolment", "kit", "checkpoint", "ledger"]
+Purpose = Literal[
+    "order", "update", "refusal", "journal", "enrolment", "kit", "checkpoint", "ledger"
+]
 _PREFIX = "ed25519:"
 
 
