@@ -8,6 +8,7 @@ import typer
 from agssd_core.config import load_config
 from agssd_core.console import new_app, say
 from agssd_core.errors import ConfigError
+from server import federation_cli
 from server.proxy import write_federation_proxy
 from server.report import write_server_report
 from server.rounds_cli import page, pause, require_rounds, resume, rounds, say_round, stop
@@ -16,6 +17,7 @@ from server.serve import serve_on_loopback
 app = new_app("Coordinate a federation. The server never sees an image.")
 for command in (rounds, pause, resume, stop, page):
     app.command()(command)
+federation_cli.register(app)
 
 ConfigArgument = Annotated[Path, typer.Argument(help="Configuration of the run.")]
 OverridesArgument = Annotated[
