@@ -1,5 +1,6 @@
 """Sealed records: what is checked before any array that came with them is decoded."""
 
+import base64
 import hashlib
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
@@ -63,6 +64,8 @@ def verify(record: Signed, signature: str, keys: Collection[VerifyKey]) -> None:
     purpose = _purpose(record)
     if not signature:
         raise SignatureError(f"this {purpose} is not signed. Enrol whoever sent it.")
+    if not _is_plain(signature):
+        raise SignatureError(f"the signature of this {purpose} is not Base64. Send it again.")
     try:
         payload = canonical(asdict(record))
     except ValueError:
@@ -100,6 +103,14 @@ def require_payload(
         raise PayloadError("the parts have other sizes than declared", reason="size")
     if record.payload_digests != digests_of(payload):
         raise PayloadError("damaged on the way, or altered", reason="digest")
+
+
+def _is_plain(signature: str) -> bool:
+    """Whether the text is the one way to write these bytes, so that no bit of it is idle."""
+    try:
+        return base64.b64encode(base64.b64decode(signature, validate=True)).decode() == signature
+    except ValueError:
+        return False
 
 
 def _purpose(record: Signed) -> Purpose:
