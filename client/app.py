@@ -16,7 +16,7 @@ from flwr.clientapp import ClientApp
 from agssd_core.errors import AgssdError, OrderRefusedError
 from agssd_core.protocol import PROTOCOL_VERSION, Refusal, RoundOrder, SiteQuery
 from client import wire
-from client.site import SiteOpener, named_site
+from client.site import Site, SiteOpener, named_site
 from client.workbench import AgssdWorkbench
 
 log = logging.getLogger(__name__)
@@ -41,10 +41,11 @@ def make_app(open_site: SiteOpener) -> ClientApp:
 
 @dataclass
 class _Asked:
-    """The order or question under way, for a refusal that names it."""
+    """The order or question under way, for a refusal that names it, and whose guard notes it."""
 
     order: RoundOrder | None = None
     query: SiteQuery | None = None
+    site: Site | None = None
 
 
 def _hello(message: Message, context: Context, open_site: SiteOpener, asked: _Asked) -> Message:
@@ -54,8 +55,11 @@ def _hello(message: Message, context: Context, open_site: SiteOpener, asked: _As
 
 
 def _train(message: Message, context: Context, open_site: SiteOpener, asked: _Asked) -> Message:
-    asked.order, weights = wire.decode_order(message)
-    update = open_site(context.node_config).train_round(asked.order, weights)
+    asked.order = wire.decode_order(message)
+    asked.site = open_site(context.node_config)
+    asked.site.guard.admit(asked.order)  # before anything that came along is decoded
+    update = asked.site.train_round(asked.order, wire.decode_base(message))
+    asked.site.guard.sent(asked.order, update.header)
     return wire.encode_update(update, reply_to=message)
 
 
@@ -82,6 +86,8 @@ def _refused(message: Message, error: OrderRefusedError, asked: _Asked) -> Messa
     if asked.order is None and not other_cohort:
         return wire.encode_fault(str(error), reply_to=message)
     order = asked.order
+    if order is not None and asked.site is not None:
+        asked.site.guard.refused(order, error.reason)
     refusal = Refusal(
         protocol=PROTOCOL_VERSION,
         site="",

@@ -26,6 +26,8 @@ from agssd_core.data.index import index_folders
 from agssd_core.data.prepare import prepare_site
 from agssd_core.errors import CatalogueError
 from client.delineate_cli import delineate
+from client.policy import allowed_applications
+from client.policy_cli import app as policy_app
 from client.run import run_site
 from client.supervise import run_enrolled
 
@@ -118,6 +120,7 @@ def prepare(
 
 
 app.command()(delineate)
+app.add_typer(policy_app, name="policy")
 
 
 @app.command()
@@ -185,7 +188,7 @@ def run(
     if server:
         run_site(site, server=server, name=name, say=say)
     else:
-        run_enrolled(site, say=say)
+        run_enrolled(site, allowed=allowed_applications(site), say=say)
 
 
 @app.command()

@@ -36,7 +36,7 @@ from client.flower_names import require_hooks
 log = logging.getLogger(__name__)
 
 POLL_S = 0.3
-_CODE_REFUSED = "declined-code"
+_CODE_REFUSED = "declined-policy-code"
 
 
 def application_digest() -> str:

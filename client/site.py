@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Protocol, get_args
+from typing import get_args
 
 from agssd_core.config import Cohort, RunConfig, config_from_json, dump_config
 from agssd_core.config.node import name_problem
@@ -14,55 +14,16 @@ from agssd_core.errors import CollapseError, ConfigError, OrderRefusedError, Pro
 from agssd_core.protocol import PROTOCOL_VERSION, RoundOrder, SiteHello, SiteQuery, SiteUpdate
 from agssd_core.training.checkpoint import StateStamp
 from agssd_core.weights import Weights, group, schema_of, weights_digest
+from client.contracts import SiteFacts, Trainer, Workbench
 from client.memory import LastRound, RunMemory
+from client.objections import require_may_leave
 from client.outbound import leaving, release
+from client.policy import Guard, Recorder
 from client.start import Start, start_of_round
 
 log = logging.getLogger(__name__)
 
 COHORTS: tuple[Cohort, ...] = get_args(Cohort)
-
-
-class Trainer(Protocol):
-    """Trains at one site: ``SiteTrainer`` for volumes, ``AnausTrainer`` for ultrasound."""
-
-    def load(self, weights: Weights) -> None:
-        """Take student, teacher and state; optimiser and monitor stay as they are."""
-
-    def shared_weights(self) -> Weights:
-        """Copies of student, teacher and state."""
-        ...
-
-    def train_steps(self, first_step: int, steps: int, total_steps: int) -> dict[str, float]:
-        """Take exactly ``steps`` optimiser steps; finite metrics."""
-        ...
-
-    def save_state(self, folder: Path, stamp: StateStamp) -> None:
-        """Write optimiser, monitor window and counters."""
-
-    def load_state(self, folder: Path, stamp: StateStamp) -> bool:
-        """Read them back; False, and a warm-up again, when they are lost."""
-        ...
-
-
-@dataclass(frozen=True)
-class SiteFacts:
-    """What a site has for a cohort, from its catalogue: volumes, or clips of ultrasound."""
-
-    patient_count: int
-    volume_count: int
-
-
-class Workbench(Protocol):
-    """How a site opens its catalogue and its trainer."""
-
-    def facts(self, folder: Path, cohort: Cohort) -> SiteFacts:
-        """Read the catalogue's counts; no patient, and the site is not of the cohort."""
-        ...
-
-    def trainer(self, folder: Path, config: RunConfig, *, site: str) -> Trainer:
-        """Open the cohort's prepared scans and build model and optimiser."""
-        ...
 
 
 @dataclass
@@ -77,12 +38,22 @@ class _Warm:
 
 @dataclass
 class Site:
-    """A site's folder and enrolled name, and a trainer a cohort while the process lives."""
+    """A site's folder and enrolled name, and a trainer a cohort while the process lives.
+
+    Attributes:
+        recorder: the site's journal; None at a site without a signing key.
+    """
 
     folder: Path
     name: str
     workbench: Workbench
+    recorder: Recorder | None = None
     _warm: dict[str, _Warm] = field(default_factory=dict, repr=False)
+
+    @property
+    def guard(self) -> Guard:
+        """The policy of the site's owner."""
+        return Guard(self.folder, self.recorder)
 
     def hello(self, query: SiteQuery) -> SiteHello:
         """Say who we are.
@@ -113,6 +84,9 @@ class Site:
         """
         facts = self._facts(order.protocol, order.cohort)
         config = _checked(order, weights)
+        # Now, rather than after hours of training; and again when it leaves.
+        asked = schema_of(leaving(weights, config.federation.merge))
+        require_may_leave(asked, self.guard.leaves())
         plan_hash = _plan_hash(config)
         memory = RunMemory.of(self.folder, order.run)
         with memory.locked():
@@ -162,6 +136,7 @@ class Site:
             site=self.name,
             patient_count=facts.patient_count,
             metrics=metrics | start.metrics(merge.student),
+            leaves=self.guard.leaves(),
         )
         memory.begin(order.round)
         memory.keep_config(order.config)

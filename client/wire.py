@@ -16,14 +16,22 @@ def decode_query(message: Message) -> SiteQuery:
     return SiteQuery.from_json(_body(message, "query"))
 
 
-def decode_order(message: Message) -> tuple[RoundOrder, Weights]:
-    """Read an order and the base weights that come with it.
+def decode_order(message: Message) -> RoundOrder:
+    """Read an order; the weights that come with it stay as they are.
 
     Raises:
-        ProtocolError: a record is missing or of another form.
+        ProtocolError: it is of another form.
+    """
+    return RoundOrder.from_json(_body(message, "order"))
+
+
+def decode_base(message: Message) -> Weights:
+    """Read the base weights that come with an order.
+
+    Raises:
+        ProtocolError: the record is missing or of another form.
         WeightsError: the arrays are damaged.
     """
-    order = RoundOrder.from_json(_body(message, "order"))
     record = message.content.get(_ARRAYS)
     if not isinstance(record, ArrayRecord) or not set(record) <= set(GROUPS):
         raise ProtocolError("an order came without weights. Use the same version on both sides.")
@@ -33,7 +41,7 @@ def decode_order(message: Message) -> tuple[RoundOrder, Weights]:
         if part.stype != _PACKED:
             raise WeightsError("weights came in an unknown form. Use the same version.")
         weights.update(weights_from_bytes(part.data))
-    return order, weights
+    return weights
 
 
 def encode_hello(hello: SiteHello, *, reply_to: Message) -> Message:

@@ -86,7 +86,7 @@ def test_another_bundle_is_refused_before_anything_opens_it(content, named, allo
     engine = Engine(content)
     assert engine.run(named, allowed) is not None
     assert engine.opened == []
-    assert [reply.error.reason for reply in engine.replies] == ["declined-code"]
+    assert [reply.error.reason for reply in engine.replies] == ["declined-policy-code"]
 
 
 def test_an_error_reply_says_the_class_and_none_of_the_words():
