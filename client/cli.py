@@ -25,6 +25,7 @@ from agssd_core.data.grouping import Selection
 from agssd_core.data.index import index_folders
 from agssd_core.data.prepare import prepare_site
 from agssd_core.errors import CatalogueError
+from client import keys_cli
 from client.delineate_cli import delineate
 from client.policy import allowed_applications
 from client.policy_cli import app as policy_app
@@ -121,6 +122,7 @@ def prepare(
 
 app.command()(delineate)
 app.add_typer(policy_app, name="policy")
+keys_cli.register(app)
 
 
 @app.command()

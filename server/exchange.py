@@ -91,7 +91,7 @@ class RoundExchange:
             if reason in _RESENT and sent.tries < RESENDS:
                 self._order(sent.site, sent.node, wanted, tries=sent.tries + 1)
             elif reason:
-                self.refusals[sent.site] = reason
+                self._refuse(sent.site, reason)
         self._leave_late()
 
     def _order(self, site: str, node: int, wanted: dict[str, float], *, tries: int) -> None:
@@ -113,13 +113,18 @@ class RoundExchange:
         message = wire.encode_order(order, self._packed, node=node, ttl_s=ttl_s)
         identifier = push(self.loop.grid, message)
         if identifier is None:
-            self.refusals[site] = "unreachable"
+            self._refuse(site, "unreachable")
             return
         now = self.loop.clock()
         self._nonces[site] = nonce
         self.bytes_down[site] = self.bytes_down.get(site, 0) + self._packed.size + len(self.config)
         self._sent[identifier] = Sent(site, node, nonce, now, tries)
+        self.loop.board.ordered(site, size=self._packed.size + len(self.config))
         wanted[identifier] = now + federation.deadline_s
+
+    def _refuse(self, site: str, reason: str) -> None:
+        self.refusals[site] = reason
+        self.loop.board.refused(site, reason)
 
     def _take(self, sent: Sent, message: Any) -> str:
         """Spool an admitted update; otherwise the class of reason."""
@@ -132,6 +137,7 @@ class RoundExchange:
             "seconds": self.loop.clock() - sent.pushed,
         }
         self.spool.add(update, note=note)
+        self.loop.board.admitted(sent.site, size=int(note["bytes_up"]))
         log.info("%s round %d: %s admitted", self.rules.cohort, self.base.round, sent.site)
         return ""
 
@@ -139,7 +145,7 @@ class RoundExchange:
         """Orders without a reply: the site is refused this round, its reply awaited a while."""
         federation = self.loop.config.federation
         for identifier, sent in self._sent.items():
-            self.refusals[sent.site] = "no-reply"
+            self._refuse(sent.site, "no-reply")
             where = f"{self.rules.cohort} round {self.base.round}"
             log.warning("%s: no reply from %s in time", where, sent.site)
             expires = sent.pushed + federation.deadline_s * LATE_DEADLINES

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from agssd_core.config import RunConfig
 from server.collect import Exchange, Puller
 from server.discovery import SiteBook
+from server.live import LiveBoard
 from server.store import RunStore
 
 
@@ -34,4 +35,5 @@ class RoundLoop:
     book: SiteBook
     clock: Callable[[], float]
     sleep: Callable[[float], None]
+    board: LiveBoard
     late: dict[str, LateOrder] = field(default_factory=dict)

@@ -22,9 +22,11 @@ from agssd_core.config import (
 )
 from agssd_core.errors import CheckpointError, RoundError
 from server.collect import Exchange, InlinePuller, Puller, ThreadedPuller
+from server.control import state_of
 from server.discovery import Enrolment, SiteBook
 from server.exchange import RoundExchange
 from server.late import LateReplies, clear_late, take_late
+from server.live import LiveBoard
 from server.loop import RoundLoop
 from server.manifest import Checkpoint, RoundRecord
 from server.merge import MergeResult, MergeState, merge_round, site_weights
@@ -100,13 +102,20 @@ def each_round(
         puller: Puller = ThreadedPuller(grid, clock) if threads else InlinePuller(grid)
         enrolment = Enrolment.open(store.folder)
         book = SiteBook(grid, puller, config.federation, enrolment, clock, sleep)
-        loop = RoundLoop(config, store, grid, puller, book, clock, sleep)
+        board = LiveBoard(
+            store.folder, cohort=config.federation.cohort, rounds=config.federation.rounds
+        )
+        loop = RoundLoop(config, store, grid, puller, book, clock, sleep, board)
         wanted = max(config.federation.expected_sites, config.federation.min_sites)
         for number in range(checkpoint.round, config.federation.rounds):
+            if not _may_go_on(loop):
+                break
             outcome = _run_round(loop, checkpoint, wanted=wanted)
             checkpoint = store.load(number + 1)
             wanted = config.federation.min_sites
             yield outcome
+        else:
+            board.enter("complete")
         merges = [row for row in store.metrics.rows() if row.get("kind") == "merge"]
     return RunSummary(
         run=checkpoint.manifest.run,
@@ -151,9 +160,24 @@ def sample_sites(
     return tuple(ordered[index] for index in sorted(chosen))
 
 
+def _may_go_on(loop: RoundLoop) -> bool:
+    """Wait while the coordinator has paused the run; False when it shall stop here."""
+    while (state := state_of(loop.store.folder)) == "pause":
+        loop.board.enter("paused")
+        loop.sleep(max(loop.config.federation.poll_s, 0.5))
+    if state == "stop":
+        loop.board.enter("stopped")
+        log.info("%s: stopped between two rounds", loop.config.federation.cohort)
+    return state == "go"
+
+
 def _run_round(loop: RoundLoop, base: Checkpoint, *, wanted: int) -> RoundOutcome:
     federation, began = loop.config.federation, loop.clock()
+    loop.board.round = base.round
+    loop.board.enter("discovering")
     nodes = dict(loop.book.refresh(wanted=wanted))
+    loop.board.online(nodes)
+    loop.board.enter("collecting")
     chosen = sample_sites(nodes, federation, seed=loop.config.seed, number=base.round)
     spool = RoundSpool(loop.store.folder / "spool")
     exchange = RoundExchange(
@@ -169,6 +193,7 @@ def _run_round(loop: RoundLoop, base: Checkpoint, *, wanted: int) -> RoundOutcom
     take_late(loop, late, rules=exchange.rules, fresh=spool.sites())
     for site in spool.sites():
         late.stale.pop(site, None)
+    loop.board.enter("merging")
     result = _merge(loop, base, exchange=exchange, late=late)
     seconds = loop.clock() - began
     outcome = RoundOutcome(
