@@ -19,6 +19,7 @@ from client.memory import LastRound, RunMemory
 from client.objections import require_may_leave
 from client.outbound import leaving, release
 from client.policy import Guard, Recorder
+from client.site_journal import SiteJournal
 from client.start import Start, start_of_round
 
 log = logging.getLogger(__name__)
@@ -200,7 +201,7 @@ def open_site(folder: Path, name: str, workbench: Workbench) -> Site:
     """The site of a folder; within a process always the same one, so its trainer stays warm."""
     key = (folder.resolve(), name, id(workbench))
     if key not in _OPEN:
-        _OPEN[key] = Site(key[0], name, workbench)
+        _OPEN[key] = Site(key[0], name, workbench, SiteJournal.of(key[0]))
     return _OPEN[key]
 
 

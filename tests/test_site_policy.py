@@ -13,16 +13,20 @@ from agssd_core.config import dump_config, parse_config
 from agssd_core.config.load import load_node
 from agssd_core.config.policy import DAYS, HoursPolicy, LeavesPolicy, SitePolicy
 from agssd_core.errors import ConfigError, OrderRefusedError
+from agssd_core.journal import entries_of, verify_journal
 from agssd_core.weights import schema_of
 from client import app as client_app
 from client import wire as client_wire
 from client.cli import app as cli
+from client.connection import signing_key_file
 from client.objections import metrics_that_leave, objections, plan_digest, require_may_leave
 from client.policy import allowed_applications, read_policy
 from client.policy_text import DEFAULT_POLICY
 from client.site import Site
+from client.site_journal import SiteJournal
 from server.rounds import site_config
 from simulation.grid import Fault
+from tests.support.enrolled import enrol
 from tests.support.orders import config_for, order_for
 from tests.support.toy import Hospital, ToyBench, toy_weights
 
@@ -139,6 +143,31 @@ def test_a_refusal_that_cannot_be_noted_stays_a_refusal(tmp_path):
     one.notes["a"] = FullDisk()
     one.run()
     assert one.reasons() == [(0, "a", "declined-policy-cohort")]
+
+
+def test_an_enrolled_site_signs_what_it_refused_and_what_left(tmp_path):
+    one = Guarded(tmp_path, DEFAULT_POLICY, rounds=2)
+    public = enrol(one.sites["a"])
+    one.notes["a"] = SiteJournal.of(one.sites["a"])
+
+    def tightened(name, group):
+        if group == "1":
+            (one.sites["a"] / "policy.yaml").write_text("privacy: {required: true}")
+        return Fault()
+
+    one.run(tightened)
+    verify_journal(one.sites["a"], public)
+    found = [(entry.kind, entry.facts.get("reason")) for entry in entries_of(one.sites["a"])]
+    assert found == [("update", None), ("refusal", "policy-privacy")]
+
+
+def test_a_site_that_lost_its_signing_key_sends_nothing(tmp_path):
+    one = Guarded(tmp_path, DEFAULT_POLICY, rounds=1)
+    enrol(one.sites["a"])
+    signing_key_file(one.sites["a"], 1).unlink()
+    one.notes["a"] = SiteJournal.of(one.sites["a"])
+    one.run()
+    assert one.reasons() == [(0, "a", "site-error")]
 
 
 def test_a_change_of_the_policy_counts_from_the_next_order_on(tmp_path):
