@@ -140,22 +140,21 @@ def _against_groups(leaves: LeavesPolicy, plan: Mapping[str, Any]) -> Iterator[O
 
 
 def _against_privacy(policy: SitePolicy, plan: Mapping[str, Any]) -> Iterator[Objection]:
-    wanted = policy.privacy
-    enabled = _setting(plan, "privacy.enabled") is True
-    if not enabled:
-        if wanted.required:
+    required, most = policy.require_privacy, policy.privacy
+    if _setting(plan, "privacy.enabled") is not True:
+        if required:
             yield Objection("policy-privacy", "the plan is not differentially private")
         return
-    if wanted.required and _setting(plan, "privacy.secure_noise") is not True:
+    if required and _setting(plan, "privacy.secure_noise") is not True:
         yield Objection("policy-privacy", "the plan's noise can be undone (secure_noise is off)")
     budget = _number(plan, "privacy.epsilon_budget")
-    limited = budget is not None and 0 < budget <= wanted.most_epsilon
-    if not limited and (wanted.required or budget):
-        most = f"{wanted.most_epsilon:g}"
-        yield Objection("policy-privacy", f"the plan may spend more than epsilon = {most}")
+    limited = budget is not None and 0 < budget <= most.epsilon_budget
+    if not limited and (required or budget):
+        limit = f"{most.epsilon_budget:g}"
+        yield Objection("policy-privacy", f"the plan may spend more than epsilon = {limit}")
     delta = _number(plan, "privacy.delta")
-    if delta is None or not 0 < delta <= wanted.most_delta:
-        yield Objection("policy-privacy", f"the plan's delta is not within {wanted.most_delta:g}")
+    if delta is None or not 0 < delta <= most.delta:
+        yield Objection("policy-privacy", f"the plan's delta is not within {most.delta:g}")
 
 
 def _batch(plan: Mapping[str, Any], cohort: str) -> float | None:

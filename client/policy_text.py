@@ -50,11 +50,12 @@ leaves:
   # Patterns of metrics; one that fits none stays here.
   metrics: ['*']
 
+# true: plans without differential privacy are refused.
+require_privacy: false
+# Most that private training may spend on this site's patients, over all runs.
 privacy:
-  # true: plans without differential privacy are refused.
-  required: false
-  most_epsilon: 8.0
-  most_delta: 1.0e-05
+  epsilon_budget: 8.0
+  delta: 1.0e-05
 
 lpsam:
   # SHA-256 of files of LP-SAM that `agssd-site delineate` takes.
@@ -65,11 +66,8 @@ lpsam:
 def in_words(policy: SitePolicy) -> list[tuple[str, str]]:
     """Each part of a policy as (heading, sentence)."""
     work, leaves, privacy = policy.work, policy.leaves, policy.privacy
-    private = (
-        f"required, epsilon up to {privacy.most_epsilon:g}, delta up to {privacy.most_delta:g}"
-        if privacy.required
-        else f"not required; a private plan may spend epsilon up to {privacy.most_epsilon:g}"
-    )
+    spend = f"epsilon up to {privacy.epsilon_budget:g} at delta {privacy.delta:g}"
+    private = f"{'required' if policy.require_privacy else 'not required'}; {spend}"
     bounds = "; ".join(_bound(b.key, b.least, b.most, b.among) for b in policy.plans.bounds)
     listed = f"{len(policy.plans.digests)} listed" if policy.plans.digests else "any"
     return [

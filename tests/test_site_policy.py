@@ -88,7 +88,7 @@ FORBIDDEN = {
     "policy-steps": "work: {steps_per_round: 3}",
     "policy-minimum": "work: {least_images: 1000}",
     "policy-config": "plans: {bounds: [{key: training.batch_size, most: 4}]}",
-    "policy-privacy": "privacy: {required: true}",
+    "policy-privacy": "require_privacy: true",
     "policy-leaves": "leaves: {groups: [student, state]}",
     "policy-file": "work: {round: 2}",
 }
@@ -152,7 +152,7 @@ def test_an_enrolled_site_signs_what_it_refused_and_what_left(tmp_path):
 
     def tightened(name, group):
         if group == "1":
-            (one.sites["a"] / "policy.yaml").write_text("privacy: {required: true}")
+            (one.sites["a"] / "policy.yaml").write_text("require_privacy: true")
         return Fault()
 
     one.run(tightened)
@@ -253,7 +253,7 @@ PRIVATE = {
     ids=str,
 )
 def test_required_privacy_is_that_of_the_plan_and_within_the_budget(changes, refused):
-    found = reasons({"privacy": {"required": True}}, with_privacy(**(PRIVATE | changes)))
+    found = reasons({"require_privacy": True}, with_privacy(**(PRIVATE | changes)))
     assert found == (["policy-privacy"] if refused else [])
 
 
@@ -367,7 +367,7 @@ def test_without_a_file_only_an_enrolled_site_has_a_policy(tmp_path):
         ("work: {steps_per_round: 1}", "Lower the first"),
         ("plans: {bounds: [{key: training.batch_size}]}", "no least, most or among"),
         ("leaves: {groups: [everything]}", "leaves.groups"),
-        ("privacy: {required: perhaps}", "privacy.required"),
+        ("require_privacy: perhaps", "require_privacy"),
         ("- a list", "policy.yaml"),
     ],
 )
@@ -386,7 +386,7 @@ def test_times_without_quotes_are_what_they_look_like(tmp_path):
 
 
 def test_check_says_what_a_plan_would_meet(tmp_path):
-    (tmp_path / "policy.yaml").write_text("work: {steps_per_round: 5}\nprivacy: {required: true}")
+    (tmp_path / "policy.yaml").write_text("work: {steps_per_round: 5}\nrequire_privacy: true")
     plan = ["--config", "configs/agssd-small.yaml"]
     answer = CliRunner().invoke(cli, ["policy", "check", str(tmp_path), *plan, "--json"])
     assert answer.exit_code == 1
@@ -400,9 +400,9 @@ def test_check_says_what_a_plan_would_meet(tmp_path):
 
 def test_show_says_every_part_in_words(tmp_path):
     (tmp_path / "policy.yaml").write_text(
-        "hours: [{days: [sat, sun]}]\nprivacy: {required: true}\n"
+        "hours: [{days: [sat, sun]}]\nrequire_privacy: true\n"
         "plans: {bounds: [{key: training.batch_size, least: 4, most: 64}]}"
     )
     said = CliRunner().invoke(cli, ["policy", "show", str(tmp_path)]).stdout
-    for part in ("00:00 to 24:00, sat, sun", "required, epsilon up to 8", "4 or more and 64 or"):
+    for part in ("00:00 to 24:00, sat, sun", "required; epsilon up to 8", "4 or more and 64 or"):
         assert part in said

@@ -209,24 +209,22 @@ class LeavesPolicy(Node):
 
 
 class PrivacyPolicy(Node):
-    """Whether training must be differentially private.
+    """Most that private training may spend on the site's patients, over all runs.
 
     Attributes:
-        required: plans without ``privacy.enabled`` and secure noise are refused.
-        most_epsilon, most_delta: of a private plan; one without a budget is refused where
-            privacy is required.
+        epsilon_budget, delta: a private plan may ask for no more; the site's ledger adds up what
+            all plans have spent.
     """
 
-    required: bool = False
-    most_epsilon: float = 8.0
-    most_delta: float = 1e-5
+    epsilon_budget: float = 8.0
+    delta: float = 1e-5
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         require(
             [
-                within("privacy.most_epsilon", self.most_epsilon, 1e-3, 1e6),
-                within("privacy.most_delta", self.most_delta, 1e-12, 0.1),
+                within("privacy.epsilon_budget", self.epsilon_budget, 0, 1e6),
+                within("privacy.delta", self.delta, 1e-12, 0.1),
             ]
         )
         return self
@@ -243,6 +241,7 @@ class SitePolicy(Node):
 
     Attributes:
         hours: windows in which orders are taken; empty is any time.
+        require_privacy: plans without ``privacy.enabled`` and secure noise are refused.
     """
 
     cohorts: tuple[Cohort, ...] = ("ct-mr", "us")
@@ -251,5 +250,6 @@ class SitePolicy(Node):
     work: WorkPolicy = WorkPolicy()
     plans: PlansPolicy = PlansPolicy()
     leaves: LeavesPolicy = LeavesPolicy()
+    require_privacy: bool = False
     privacy: PrivacyPolicy = PrivacyPolicy()
     lpsam: LpsamPolicy = LpsamPolicy()
