@@ -29,6 +29,7 @@ from client import keys_cli
 from client.delineate_cli import delineate
 from client.policy import allowed_applications
 from client.policy_cli import app as policy_app
+from client.preflight_cli import preflight
 from client.run import run_site
 from client.supervise import run_enrolled
 
@@ -122,6 +123,7 @@ def prepare(
 
 app.command()(delineate)
 app.add_typer(policy_app, name="policy")
+app.command()(preflight)
 keys_cli.register(app)
 
 
