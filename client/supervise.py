@@ -132,6 +132,7 @@ def _parts(
     logs = site / "federation"
     port = free_port()
     node = [*python_module("client.launcher"), "node", "--memory", str(logs / "node.id")]
+    node += ["--site", str(site)]
     for digest in allowed:
         node += ["--allow", digest]
     node += ["--", "--root-certificates", str(ca_file(site)), "--superlink", connection.server]
