@@ -73,6 +73,10 @@ class ProtocolError(AgssdError):
     """A message does not follow the protocol."""
 
 
+class ProtocolVersionError(ProtocolError):
+    """The other side speaks another version of the protocol; the text says which to upgrade."""
+
+
 class KeyFileError(AgssdError):
     """A key or certificate is missing, damaged, readable by others or of another kind."""
 
@@ -87,6 +91,14 @@ class EnrolmentError(AgssdError):
 
 class JournalError(AgssdError):
     """A journal was tampered with, is damaged, or cannot be written."""
+
+
+class PayloadError(AgssdError):
+    """Arrays that came are not those that were declared; ``reason`` is ``size`` or ``digest``."""
+
+    def __init__(self, message: str, *, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 class UpdateRejectedError(AgssdError):

@@ -6,6 +6,7 @@ import http.client
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -40,8 +41,23 @@ def engine_environment(home: Path, *, threads: int) -> dict[str, str]:
         "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
         "RAY_USAGE_STATS_ENABLED": "0",
         "FLWR_HOME": str(home),
+        **_direct_on_loopback(),
         **dict.fromkeys(_THREAD_VARIABLES, str(threads)),
     }
+
+
+def _direct_on_loopback() -> dict[str, str]:
+    """A hospital's outbound proxy is for the coordinator, never for our own processes."""
+    found = {}
+    for name in ("NO_PROXY", "no_proxy"):
+        listed = [part for part in os.environ.get(name, "").split(",") if part.strip()]
+        found[name] = ",".join(dict.fromkeys([*listed, LOOPBACK, "localhost"]))
+    return found
+
+
+def python_module(name: str) -> list[str]:
+    """The command that runs one of our modules with this interpreter."""
+    return [sys.executable, "-m", name]
 
 
 def free_port() -> int:
@@ -134,17 +150,28 @@ class Child:
                 member.send_signal(number)
 
 
-def is_healthy(port: int) -> bool:
-    """Whether a server on loopback answers for its ``/health`` page."""
-    page = f"http://{LOOPBACK}:{port}/health"
+def is_healthy(port: int, ca: Path | None = None) -> bool:
+    """Whether a server on loopback answers for its ``/health`` page.
+
+    Args:
+        port: where it listens.
+        ca: certificate of its authority, PEM; None asks without TLS.
+    """
+    page = f"{'https' if ca else 'http'}://{LOOPBACK}:{port}/health"
+    handlers: list[urllib.request.BaseHandler] = [urllib.request.ProxyHandler({})]
+    if ca is not None:
+        context = ssl.create_default_context(cafile=str(ca))
+        handlers.append(urllib.request.HTTPSHandler(context=context))
     try:
-        with urllib.request.urlopen(page, timeout=2) as answer:
+        with urllib.request.build_opener(*handlers).open(page, timeout=2) as answer:
             return bool(answer.status == 200)
     except (OSError, http.client.HTTPException):
         return False
 
 
-def wait_until_healthy(port: int, child: Child, *, timeout_s: float) -> None:
+def wait_until_healthy(
+    port: int, child: Child, *, timeout_s: float, ca: Path | None = None
+) -> None:
     """Wait for the ``/health`` page of a server on loopback.
 
     Raises:
@@ -157,7 +184,7 @@ def wait_until_healthy(port: int, child: Child, *, timeout_s: float) -> None:
                 f"{child.name} ended with code {child.process.returncode} before it could serve. "
                 "Its log is in the run's folder."
             )
-        if is_healthy(port):
+        if is_healthy(port, ca):
             return
         time.sleep(0.2)
     raise EngineError(

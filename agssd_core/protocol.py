@@ -2,12 +2,28 @@
 
 import json
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Self
+from typing import Any, ClassVar, Literal, Self
 
-from agssd_core.errors import ProtocolError
+from agssd_core.errors import ProtocolError, ProtocolVersionError
 from agssd_core.weights import Weights
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
+
+Side = Literal["server", "site"]
+HELD = "held"
+"""An order's ``wire`` when nothing travels, because the site holds the very base."""
+
+
+def version_problem(said: int, sender: Side) -> str:
+    """Empty, or which side speaks which protocol and which of them to upgrade."""
+    if said == PROTOCOL_VERSION:
+        return ""
+    other: Side = "site" if sender == "server" else "server"
+    older = sender if said < PROTOCOL_VERSION else other
+    return (
+        f"the {sender} speaks protocol {said}, this {other} speaks {PROTOCOL_VERSION}. Upgrade "
+        f"the {older}."
+    )
 
 
 def uplink_groups(teacher_rule: str) -> tuple[str, ...]:
@@ -19,7 +35,10 @@ def uplink_groups(teacher_rule: str) -> tuple[str, ...]:
 class Record:
     """Conversion to and from JSON with every field present and of its type."""
 
+    sender: ClassVar[Side | None] = None
+
     def to_json(self) -> str:
+        """As it travels."""
         return json.dumps(asdict(self), sort_keys=True)  # type: ignore[call-overload]
 
     @classmethod
@@ -28,10 +47,11 @@ class Record:
 
         Raises:
             ProtocolError: not JSON, or a field is missing, surplus or of another type.
+            ProtocolVersionError: it says that it is of another version of the protocol.
         """
         try:
             content = json.loads(text)
-        except (json.JSONDecodeError, RecursionError):
+        except (ValueError, RecursionError):  # a number of thousands of digits is a ValueError
             message = f"{cls.__name__} is not valid JSON. Use the same version on both sides."
             raise ProtocolError(message) from None
         return cls.from_dict(content)
@@ -40,6 +60,7 @@ class Record:
     def from_dict(cls, content: Any) -> Self:
         """Read a record from a plain mapping (see ``from_json``)."""
         types: dict[str, Any] = {item.name: item.type for item in fields(cls)}  # type: ignore[arg-type]
+        _require_version(content, cls.sender)
         if not isinstance(content, dict) or content.keys() != types.keys():
             raise ProtocolError(
                 f"{cls.__name__} does not hold exactly the fields of protocol "
@@ -54,6 +75,15 @@ class Record:
         return cls(**content)
 
 
+def _require_version(content: Any, sender: Side | None) -> None:
+    """Before the fields, which another version may have others of."""
+    said = content.get("protocol") if isinstance(content, dict) else None
+    if sender is None or not isinstance(said, int) or isinstance(said, bool):
+        return
+    if problem := version_problem(said, sender):
+        raise ProtocolVersionError(problem)
+
+
 def _is_of(value: Any, kind: Any) -> bool:
     if kind is float:
         return isinstance(value, (int, float)) and not isinstance(value, bool)
@@ -61,6 +91,9 @@ def _is_of(value: Any, kind: Any) -> bool:
         return isinstance(value, int) and not isinstance(value, bool)
     if kind in (str, bool):
         return isinstance(value, kind)
+    if kind in (dict[str, str], dict[str, int]):
+        inner = str if kind == dict[str, str] else int
+        return isinstance(value, dict) and all(_is_of(each, inner) for each in value.values())
     return isinstance(value, dict)
 
 
@@ -72,9 +105,16 @@ class RoundOrder(Record):
         run: our own run id, stable across resumes; never Flower's run id.
         round: counted from 0; ``first_step`` = round * steps; ``total_steps`` = G of the plan.
         config: canonical JSON of the RunConfig that the site shall train with.
-        base_digest: digest of the weights that come with the order.
+        base_digest: digest of the weights that the round starts from.
         nonce: random hex, echoed by the reply.
+        site: enrolled name of the site that is ordered.
+        wire: ``float32``, whole weights come along; ``bf16`` or ``int8``, their difference to the
+            weights of ``previous_digest``; ``held``, nothing.
+        schema_digest: of the round's weights.
+        payload_digests, payload_sizes: SHA-256 and bytes of each part that comes along.
     """
+
+    sender = "server"
 
     protocol: int
     run: str
@@ -86,11 +126,19 @@ class RoundOrder(Record):
     config: str
     base_digest: str
     nonce: str
+    site: str = ""
+    wire: str = "float32"
+    previous_digest: str = ""
+    schema_digest: str = ""
+    payload_digests: dict[str, str] = field(default_factory=dict)
+    payload_sizes: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class SiteQuery(Record):
     """The server's question who a node is."""
+
+    sender = "server"
 
     protocol: int
     cohort: str
@@ -98,7 +146,14 @@ class SiteQuery(Record):
 
 @dataclass(frozen=True)
 class SiteHello(Record):
-    """What a site says of itself when asked."""
+    """What a site says of itself when asked.
+
+    Attributes:
+        wires: forms of weights that it reads, separated by spaces.
+        held: digest of the cohort's base that it keeps, empty when it keeps none.
+    """
+
+    sender = "site"
 
     protocol: int
     site: str
@@ -106,11 +161,21 @@ class SiteHello(Record):
     patient_count: int
     volume_count: int
     software: str
+    wires: str = "float32"
+    held: str = ""
 
 
 @dataclass(frozen=True)
 class UpdateHeader(Record):
-    """The plain part of a site's update; ``metrics`` maps names to finite numbers."""
+    """The plain part of a site's update; ``metrics`` maps names to finite numbers.
+
+    Attributes:
+        weights_digest: of the arrays that the server has after decoding.
+        wire: ``float32``, ``bf16`` or ``int8``; the latter are differences to the base.
+        payload_digests, payload_sizes: SHA-256 and bytes of each part as it travels.
+    """
+
+    sender = "site"
 
     protocol: int
     run: str
@@ -124,6 +189,9 @@ class UpdateHeader(Record):
     schema_digest: str
     weights_digest: str
     metrics: dict[str, float]
+    wire: str = "float32"
+    payload_digests: dict[str, str] = field(default_factory=dict)
+    payload_sizes: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -137,6 +205,8 @@ class SiteUpdate:
 @dataclass(frozen=True)
 class Refusal(Record):
     """A site's answer when it declines: a class of reason, nothing else."""
+
+    sender = "site"
 
     protocol: int
     site: str

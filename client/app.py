@@ -13,10 +13,11 @@ from functools import partial
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
+from agssd_core.envelope import SealedRefusal
 from agssd_core.errors import AgssdError, OrderRefusedError
 from agssd_core.protocol import PROTOCOL_VERSION, Refusal, RoundOrder, SiteQuery
 from client import wire
-from client.site import SiteOpener, named_site
+from client.site import Site, SiteOpener, named_site
 from client.workbench import AgssdWorkbench
 
 log = logging.getLogger(__name__)
@@ -41,22 +42,24 @@ def make_app(open_site: SiteOpener) -> ClientApp:
 
 @dataclass
 class _Asked:
-    """The order or question under way, for a refusal that names it."""
+    """The order or question under way, for a refusal that names it, and who would sign it."""
 
     order: RoundOrder | None = None
     query: SiteQuery | None = None
+    site: Site | None = None
 
 
 def _hello(message: Message, context: Context, open_site: SiteOpener, asked: _Asked) -> Message:
     asked.query = wire.decode_query(message)
-    hello = open_site(context.node_config).hello(asked.query)
-    return wire.encode_hello(hello, reply_to=message)
+    asked.site = open_site(context.node_config)
+    return wire.encode_hello(asked.site.hello(asked.query), reply_to=message)
 
 
 def _train(message: Message, context: Context, open_site: SiteOpener, asked: _Asked) -> Message:
-    asked.order, weights = wire.decode_order(message)
-    update = open_site(context.node_config).train_round(asked.order, weights)
-    return wire.encode_update(update, reply_to=message)
+    sealed = wire.decode_order(message)
+    asked.order = sealed.order
+    asked.site = open_site(context.node_config)
+    return wire.encode_update(asked.site.answer(sealed), reply_to=message)
 
 
 def _guarded(message: Message, act: Callable[[_Asked], Message]) -> Message:
@@ -84,13 +87,14 @@ def _refused(message: Message, error: OrderRefusedError, asked: _Asked) -> Messa
     order = asked.order
     refusal = Refusal(
         protocol=PROTOCOL_VERSION,
-        site="",
+        site=asked.site.name if asked.site is not None and order is not None else "",
         run=order.run if order is not None else "",
         round=order.round if order is not None else 0,
         nonce=order.nonce if order is not None else "",
         reason=error.reason,
     )
-    return wire.encode_refusal(refusal, reply_to=message)
+    sealed = SealedRefusal(refusal) if asked.site is None else asked.site.decline(refusal)
+    return wire.encode_refusal(sealed, reply_to=message)
 
 
 app = make_app(partial(named_site, workbench=AgssdWorkbench()))

@@ -28,6 +28,7 @@ from agssd_core.errors import CatalogueError
 from client import keys_cli
 from client.delineate_cli import delineate
 from client.run import run_site
+from client.supervise import run_enrolled
 
 app = new_app("Index, prepare and train on the scans of one hospital. No scan leaves it.")
 
@@ -169,14 +170,24 @@ def show(site: SiteArgument, as_json: JsonOption = False) -> None:
 @app.command()
 def run(
     site: SiteArgument,
-    server: Annotated[str, typer.Option("--server", help="127.0.0.1:PORT of the server.")],
-    name: Annotated[str, typer.Option(help="Enrolled name; the folder's by default.")] = "",
+    server: Annotated[
+        str,
+        typer.Option(
+            "--server",
+            help="127.0.0.1:PORT of a server on this machine, without certificates. Left out, the "
+            "site connects to the coordinator that it is enrolled with.",
+        ),
+    ] = "",
+    name: Annotated[str, typer.Option(help="With --server; the folder's name by default.")] = "",
 ) -> None:
     """Answer a server's orders until interrupted. Scans stay; weights and metrics go.
 
-    Example: agssd-site run site --server 127.0.0.1:9092
+    Example: agssd-site run site
     """
-    run_site(site, server=server, name=name, say=say)
+    if server:
+        run_site(site, server=server, name=name, say=say)
+    else:
+        run_enrolled(site, say=say)
 
 
 @app.command()

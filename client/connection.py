@@ -84,10 +84,11 @@ def load_connection(site: Path) -> Connection:
         ) from None
     except (OSError, ValueError):
         content = None
-    types = {item.name: item.type for item in fields(Connection)}
-    if not isinstance(content, dict) or content.keys() != types.keys():
+    names = {item.name for item in fields(Connection)}
+    if not isinstance(content, dict) or content.keys() != names:
         raise KeyFileError("keys/connection.json is damaged. Restore it, or enrol again.")
-    if any(not isinstance(content[name], kind) for name, kind in types.items()):
+    kinds = {name: int if name == "key_id" else str for name in names}
+    if any(not isinstance(content[name], kind) for name, kind in kinds.items()):
         raise KeyFileError("keys/connection.json is damaged. Restore it, or enrol again.")
     return Connection(**content)
 

@@ -1,9 +1,9 @@
 """What a site keeps of a run between rounds, on its own disk.
 
 ``SITE/federation/RUN/round-0003/`` holds the training state after round 3, the arrays that stay
-at the site, and the reply. The reply's header is written last and makes the folder whole: a
-process killed before that leaves the folder of the round before as the newest, and the round is
-trained again to the same bits.
+at the site, the reply as it travelled, and what its coding left over. The reply's header is
+written last and makes the folder whole: a process killed before that leaves the folder of the
+round before as the newest, and the round is trained again to the same bits.
 """
 
 import fcntl
@@ -12,14 +12,19 @@ import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
+from agssd_core.differences import Payload, unpack_whole
+from agssd_core.envelope import SealedUpdate, require_payload
 from agssd_core.errors import AgssdError, CheckpointError, OrderRefusedError
-from agssd_core.protocol import SiteUpdate, UpdateHeader
+from agssd_core.protocol import UpdateHeader
 from agssd_core.weights import Weights, load_weights, save_weights, weights_digest, write_text
 
 _REPLY, _REPLY_ARRAYS, _LOCAL = "reply.json", "reply.safetensors", "local.safetensors"
+_RESIDUAL = "residual.safetensors"
 _CONFIG = "config.json"
 _RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
@@ -30,12 +35,14 @@ class LastRound:
 
     Attributes:
         first_divergence: FedEMA's d_k of the first round after one taken part in; 0 is unknown.
+        residual_digest: of what the reply's coding left over; empty when it left nothing.
     """
 
     round: int
     plan_hash: str
     base_digest: str
     first_divergence: float
+    residual_digest: str = ""
 
 
 @dataclass(frozen=True)
@@ -87,28 +94,43 @@ class RunMemory:
                 return found[0]
         return None
 
-    def reply(self, number: int, *, plan_hash: str, base_digest: str) -> SiteUpdate | None:
-        """The saved reply to an order for this round, plan and base, if it is whole."""
+    def reply(self, number: int, *, plan_hash: str, base_digest: str) -> SealedUpdate | None:
+        """The saved reply to an order for this round, plan and base, unsigned, if it is whole."""
         folder = self.round_folder(number)
         found = self._read(folder)
         if found is None or (found[0].plan_hash, found[0].base_digest) != (plan_hash, base_digest):
             return None
         header = found[1]
         try:
-            weights = load_weights(folder / _REPLY_ARRAYS)
+            payload = _payload(folder)
+            require_payload(header, payload)
         except AgssdError:
             return None
-        return SiteUpdate(header, weights) if _digest_fits(header, weights) else None
+        return SealedUpdate(header, payload)
+
+    def residual(self, last: LastRound) -> Weights:
+        """What the coding of a round's reply left over; nothing when it is lost or damaged."""
+        try:
+            residual = load_weights(self.round_folder(last.round) / _RESIDUAL)
+        except AgssdError:
+            return {}
+        return residual if weights_digest(residual) == last.residual_digest else {}
 
     def local(self, number: int) -> Weights:
-        """Arrays that stayed at the site after a round, with those of its reply.
+        """Arrays that the site ended a round with: those that stayed, and those of its reply.
 
         Raises:
+            CheckpointError: the reply is lost.
             WeightsError: a file is missing or damaged.
         """
         folder = self.round_folder(number)
         kept = load_weights(folder / _LOCAL) if (folder / _LOCAL).is_file() else {}
-        return {**load_weights(folder / _REPLY_ARRAYS), **kept}
+        found = self._read(folder)
+        if found is None:
+            raise CheckpointError("the round's reply is lost. Wait for the next round to end.")
+        # A reply of differences is no use without its base, so then everything is kept.
+        sent = unpack_whole(_payload(folder)) if found[1].wire == "float32" else {}
+        return {**sent, **kept}
 
     def config(self) -> str | None:
         """Canonical JSON of the configuration that the newest round was trained with."""
@@ -131,18 +153,24 @@ class RunMemory:
         """Clear what a killed process left of this round."""
         shutil.rmtree(self.round_folder(number), ignore_errors=True)
 
-    def commit(self, last: LastRound, update: SiteUpdate, local: Weights) -> None:
+    def commit(
+        self, last: LastRound, update: SealedUpdate, *, local: Weights, residual: Weights
+    ) -> None:
         """Make a round whole, then drop the rounds before it.
 
         Raises:
             CheckpointError: the disk is full; the round before is still whole.
         """
         folder = self.round_folder(last.round)
+        if residual:
+            last = replace(last, residual_digest=weights_digest(residual))
         content = {"last": asdict(last), "header": asdict(update.header)}
+        parts = {name: np.frombuffer(data, np.uint8) for name, data in update.payload.items()}
         try:
-            save_weights(folder / _REPLY_ARRAYS, update.weights)
-            if local:
-                save_weights(folder / _LOCAL, local)
+            save_weights(folder / _REPLY_ARRAYS, parts)
+            for name, arrays in ((_LOCAL, local), (_RESIDUAL, residual)):
+                if arrays:
+                    save_weights(folder / name, arrays)
             write_text(folder / _REPLY, json.dumps(content, indent=1, sort_keys=True))
         except (OSError, AgssdError) as error:
             raise CheckpointError(
@@ -165,5 +193,5 @@ class RunMemory:
             return None
 
 
-def _digest_fits(header: UpdateHeader, weights: Weights) -> bool:
-    return weights_digest(weights) == header.weights_digest
+def _payload(folder: Path) -> Payload:
+    return {name: part.tobytes() for name, part in load_weights(folder / _REPLY_ARRAYS).items()}

@@ -1,21 +1,33 @@
 """One site: answers orders by training, and remembers what it answered."""
 
-import hashlib
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Protocol, get_args
 
-from agssd_core.config import Cohort, RunConfig, config_from_json, dump_config
+from agssd_core.config import Cohort, RunConfig
 from agssd_core.config.node import name_problem
-from agssd_core.errors import CollapseError, ConfigError, OrderRefusedError, ProtocolError
-from agssd_core.protocol import PROTOCOL_VERSION, RoundOrder, SiteHello, SiteQuery, SiteUpdate
+from agssd_core.differences import WIRES
+from agssd_core.envelope import SealedOrder, SealedRefusal, SealedUpdate, sign
+from agssd_core.errors import CollapseError, OrderRefusedError
+from agssd_core.protocol import (
+    PROTOCOL_VERSION,
+    Refusal,
+    RoundOrder,
+    SiteHello,
+    SiteQuery,
+    version_problem,
+)
 from agssd_core.training.checkpoint import StateStamp
-from agssd_core.weights import Weights, group, schema_of, weights_digest
+from agssd_core.weights import Weights, group, schema_of
+from client.bases import KeptBase
+from client.identity import Identity, KeyPlace, key_place
 from client.memory import LastRound, RunMemory
 from client.outbound import leaving, release
+from client.receive import checked, opened, plan_hash
+from client.sending import packed, signed
 from client.start import Start, start_of_round
 
 log = logging.getLogger(__name__)
@@ -77,11 +89,16 @@ class _Warm:
 
 @dataclass
 class Site:
-    """A site's folder and enrolled name, and a trainer a cohort while the process lives."""
+    """A site's folder and enrolled name, and a trainer a cohort while the process lives.
+
+    Attributes:
+        identity: keys of a signed connection; None believes and signs nothing.
+    """
 
     folder: Path
     name: str
     workbench: Workbench
+    identity: Identity | None = None
     _warm: dict[str, _Warm] = field(default_factory=dict, repr=False)
 
     def hello(self, query: SiteQuery) -> SiteHello:
@@ -98,9 +115,22 @@ class Site:
             patient_count=facts.patient_count,
             volume_count=facts.volume_count,
             software=version("agssd-federation"),
+            wires=" ".join(WIRES),
+            held=KeptBase.of(self.folder, query.cohort).digest(),
         )
 
-    def train_round(self, order: RoundOrder, weights: Weights) -> SiteUpdate:
+    def answer(self, sealed: SealedOrder) -> SealedUpdate:
+        """Open an order as it came, and carry it out (see ``opened`` and ``train_round``)."""
+        kept = KeptBase.of(self.folder, sealed.order.cohort)
+        weights = opened(sealed, site=self.name, identity=self.identity, kept=kept)
+        return self.train_round(sealed.order, weights)
+
+    def decline(self, refusal: Refusal) -> SealedRefusal:
+        """Sign a refusal."""
+        key = None if self.identity is None else self.identity.signing_key
+        return SealedRefusal(refusal, sign(refusal, key))
+
+    def train_round(self, order: RoundOrder, weights: Weights) -> SealedUpdate:
         """Train the ordered steps and save the reply before giving it out.
 
         A repeated order for the same round, plan and base is answered from disk under the new
@@ -112,21 +142,21 @@ class Site:
                 ``monitor.stop_on_collapse``.
         """
         facts = self._facts(order.protocol, order.cohort)
-        config = _checked(order, weights)
-        plan_hash = _plan_hash(config)
+        config = checked(order, weights)
+        plan = plan_hash(config)
         memory = RunMemory.of(self.folder, order.run)
         with memory.locked():
             if memory.cohort() not in (None, order.cohort):
                 message = "the order's run is another cohort's here. Give each cohort its own run."
                 raise OrderRefusedError(message, reason="run")
-            saved = memory.reply(order.round, plan_hash=plan_hash, base_digest=order.base_digest)
+            saved = memory.reply(order.round, plan_hash=plan, base_digest=order.base_digest)
             if saved is not None:
                 log.info("round %d: answered again from disk", order.round)
-                return replace(saved, header=replace(saved.header, nonce=order.nonce))
+                return signed(saved, self.identity, nonce=order.nonce)
             try:
                 with memory.in_turn():
                     return self._train(
-                        order, weights, config=config, memory=memory, plan=plan_hash, facts=facts
+                        order, weights, config=config, memory=memory, plan=plan, facts=facts
                     )
             except BaseException as error:
                 self._warm.pop(order.cohort, None)  # half-trained; the next starts from disk
@@ -143,8 +173,8 @@ class Site:
         memory: RunMemory,
         plan: str,
         facts: SiteFacts,
-    ) -> SiteUpdate:
-        merge = config.federation.merge
+    ) -> SealedUpdate:
+        merge, wire = config.federation.merge, config.federation.wire
         last = memory.last()
         present = last is not None and last.plan_hash == plan and last.round == order.round - 1
         keeps = merge.teacher_rule == "local" or merge.student == "fedema"
@@ -154,25 +184,30 @@ class Site:
         trainer = self._trainer(order, start, config=config, memory=memory, last=last, plan=plan)
         metrics = trainer.train_steps(order.first_step, order.steps, order.total_steps)
         trained = trainer.shared_weights()
-        up = leaving(trained, merge)
-        update = release(
-            up,
+        released = release(
+            leaving(trained, merge),
             order=order,
             schema=schema_of(leaving(weights, merge)),
             site=self.name,
             patient_count=facts.patient_count,
             metrics=metrics | start.metrics(merge.student),
         )
+        before = last is not None and last.plan_hash == plan and last.round < order.round
+        residual = memory.residual(last) if before and last is not None else {}
+        update, left = packed(released, weights, wire=wire, residual=residual)
         memory.begin(order.round)
         memory.keep_config(order.config)
         trainer.save_state(
             memory.state_folder(order.round), StateStamp(order.run, order.round, plan)
         )
-        kept = group(trained, "teacher") if merge.teacher_rule == "local" else {}
+        local = group(trained, "teacher") if merge.teacher_rule == "local" else {}
+        if wire != "float32":  # the reply holds differences, and the next base may come as one
+            local = released.weights | local
+            KeptBase.of(self.folder, order.cohort).keep(weights, order.base_digest)
         done = LastRound(order.round, plan, order.base_digest, start.first_divergence)
-        memory.commit(done, update, kept)
+        memory.commit(done, update, local=local, residual=left)
         self._warm[order.cohort] = _Warm(trainer, order.run, plan, order.round)
-        return update
+        return signed(update, self.identity)
 
     def _trainer(
         self,
@@ -202,12 +237,8 @@ class Site:
 
     def _facts(self, protocol: int, cohort: str) -> SiteFacts:
         """What the site has for a cohort, if both sides speak alike and it has anything."""
-        if protocol != PROTOCOL_VERSION:
-            raise OrderRefusedError(
-                f"the server speaks protocol {protocol}, this site {PROTOCOL_VERSION}. Install "
-                "the same version on both sides.",
-                reason="protocol",
-            )
+        if problem := version_problem(protocol, "server"):
+            raise OrderRefusedError(problem, reason="protocol")
         known = next((each for each in COHORTS if each == cohort), None)
         facts = self.workbench.facts(self.folder, known) if known else SiteFacts(0, 0)
         if facts.patient_count < 1:
@@ -218,14 +249,16 @@ class Site:
         return facts
 
 
-_OPEN: dict[tuple[Path, str, int], Site] = {}
+_OPEN: dict[tuple[Path, str, int, KeyPlace | None], Site] = {}
 
 
-def open_site(folder: Path, name: str, workbench: Workbench) -> Site:
+def open_site(
+    folder: Path, name: str, workbench: Workbench, *, keys: KeyPlace | None = None
+) -> Site:
     """The site of a folder; within a process always the same one, so its trainer stays warm."""
-    key = (folder.resolve(), name, id(workbench))
+    key = (folder.resolve(), name, id(workbench), keys)
     if key not in _OPEN:
-        _OPEN[key] = Site(key[0], name, workbench)
+        _OPEN[key] = Site(key[0], name, workbench, keys.load() if keys else None)
     return _OPEN[key]
 
 
@@ -234,50 +267,16 @@ def close_sites() -> None:
     _OPEN.clear()
 
 
-def _plan_hash(config: RunConfig) -> str:
-    """Digest of what decides the bits of a site's training, for stamps.
-
-    Training itself gets the order's configuration. ``stop_on_collapse`` decides whether an
-    update leaves, not what it holds, so a resumed run may turn it on and keeps optimisers.
-    """
-    training = config.training.model_copy(update={"loader_workers": 1})
-    monitor = config.monitor.model_copy(update={"stop_on_collapse": False})
-    plain = config.model_copy(update={"training": training, "monitor": monitor})
-    return hashlib.sha256(dump_config(plain).encode()).hexdigest()
-
-
-def _checked(order: RoundOrder, weights: Weights) -> RunConfig:
-    """Hold an order against its own plan; nothing is trained that the plan does not say."""
-    try:
-        config = config_from_json(order.config)
-    except (ConfigError, ProtocolError):
-        message = "the order's configuration is not valid here. Use the same version."
-        raise OrderRefusedError(message, reason="plan") from None
-    plan = config.federation
-    fits = (
-        plan.cohort == order.cohort
-        and 0 <= order.round < plan.rounds
-        and order.steps == plan.steps_per_round
-        and order.total_steps == plan.total_steps
-        and order.first_step == order.round * order.steps
-    )
-    if not fits:
-        message = "the order's steps are not those of its own plan. Send the plan's steps."
-        raise OrderRefusedError(message, reason="plan")
-    if weights_digest(weights) != order.base_digest:
-        message = "the order's weights were damaged on the way. Send the order again."
-        raise OrderRefusedError(message, reason="base")
-    return config
-
-
 def named_site(node_config: Mapping[str, object], *, workbench: Workbench) -> Site:
     """Open the site that the node's own configuration names; never one that an order names.
 
     Args:
-        node_config: ``site`` is the folder, ``name`` the enrolled name (the folder's by default).
+        node_config: ``site`` is the folder, ``name`` the enrolled name (the folder's by default),
+            ``server-key`` and ``signing-key`` the keys of a signed connection.
         workbench: how catalogue and trainer are opened.
 
     Raises:
+        KeyFileError: a key is missing, damaged or readable by others.
         OrderRefusedError: the node was started without a site, or with a name that is none.
     """
     folder = node_config.get("site")
@@ -287,7 +286,7 @@ def named_site(node_config: Mapping[str, object], *, workbench: Workbench) -> Si
     name = str(node_config.get("name") or Path(folder).name)
     if problem := name_problem(name):
         raise OrderRefusedError(f"{problem} Use `--name`.", reason="site")
-    return open_site(Path(folder), name, workbench)
+    return open_site(Path(folder), name, workbench, keys=key_place(node_config))
 
 
 SiteOpener = Callable[[Mapping[str, object]], Site]

@@ -2,9 +2,11 @@
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDict
 
-from agssd_core.errors import ProtocolError, WeightsError
-from agssd_core.protocol import Refusal, RoundOrder, SiteHello, SiteQuery, SiteUpdate
-from agssd_core.weights import GROUPS, Weights, group, weights_from_bytes, weights_to_bytes
+from agssd_core.differences import Payload
+from agssd_core.envelope import SealedOrder, SealedRefusal, SealedUpdate
+from agssd_core.errors import ProtocolError
+from agssd_core.protocol import RoundOrder, SiteHello, SiteQuery
+from agssd_core.weights import GROUPS
 
 _HEADER, _ARRAYS = "header", "arrays"
 _PACKED = "safetensors"
@@ -16,24 +18,20 @@ def decode_query(message: Message) -> SiteQuery:
     return SiteQuery.from_json(_body(message, "query"))
 
 
-def decode_order(message: Message) -> tuple[RoundOrder, Weights]:
-    """Read an order and the base weights that come with it.
+def decode_order(message: Message) -> SealedOrder:
+    """Read an order and the parts of its weights, none of which is decoded here.
 
     Raises:
         ProtocolError: a record is missing or of another form.
-        WeightsError: the arrays are damaged.
     """
     order = RoundOrder.from_json(_body(message, "order"))
     record = message.content.get(_ARRAYS)
     if not isinstance(record, ArrayRecord) or not set(record) <= set(GROUPS):
         raise ProtocolError("an order came without weights. Use the same version on both sides.")
-    weights: Weights = {}
-    for name in sorted(record):
-        part = record[name]
-        if part.stype != _PACKED:
-            raise WeightsError("weights came in an unknown form. Use the same version.")
-        weights.update(weights_from_bytes(part.data))
-    return order, weights
+    if any(part.stype != _PACKED for part in record.values()):
+        raise ProtocolError("weights came in an unknown form. Use the same version.")
+    payload: Payload = {name: record[name].data for name in sorted(record)}
+    return SealedOrder(order, payload, _signature(message))
 
 
 def encode_hello(hello: SiteHello, *, reply_to: Message) -> Message:
@@ -41,21 +39,19 @@ def encode_hello(hello: SiteHello, *, reply_to: Message) -> Message:
     return Message(RecordDict({_HEADER: _header("hello", hello.to_json())}), reply_to=reply_to)
 
 
-def encode_update(update: SiteUpdate, *, reply_to: Message) -> Message:
+def encode_update(update: SealedUpdate, *, reply_to: Message) -> Message:
     """Answer an order with an update: one packed array for each group, so few objects travel."""
-    packed = {
-        name: weights_to_bytes(arrays) for name in GROUPS if (arrays := group(update.weights, name))
-    }
     record = ArrayRecord(
-        {name: Array("uint8", (len(data),), _PACKED, data) for name, data in packed.items()}
+        {name: Array("uint8", (len(data),), _PACKED, data) for name, data in update.payload.items()}
     )
-    header = _header("update", update.header.to_json())
+    header = _header("update", update.header.to_json(), update.signature)
     return Message(RecordDict({_HEADER: header, _ARRAYS: record}), reply_to=reply_to)
 
 
-def encode_refusal(refusal: Refusal, *, reply_to: Message) -> Message:
+def encode_refusal(refusal: SealedRefusal, *, reply_to: Message) -> Message:
     """Decline an order by a class of reason."""
-    return Message(RecordDict({_HEADER: _header("refusal", refusal.to_json())}), reply_to=reply_to)
+    header = _header("refusal", refusal.refusal.to_json(), refusal.signature)
+    return Message(RecordDict({_HEADER: header}), reply_to=reply_to)
 
 
 def encode_fault(text: str, *, reply_to: Message) -> Message:
@@ -63,8 +59,13 @@ def encode_fault(text: str, *, reply_to: Message) -> Message:
     return Message(Error(code=_SITE_FAULT, reason=text), reply_to=reply_to)
 
 
-def _header(kind: str, body: str) -> ConfigRecord:
-    return ConfigRecord({"kind": kind, "body": body})
+def _header(kind: str, body: str, signature: str = "") -> ConfigRecord:
+    return ConfigRecord({"kind": kind, "body": body, "signature": signature})
+
+
+def _signature(message: Message) -> str:
+    record = message.content[_HEADER]
+    return str(record.get("signature", "")) if isinstance(record, ConfigRecord) else ""
 
 
 def _body(message: Message, kind: str) -> str:

@@ -1,8 +1,8 @@
 """The gate: what an update must be before any arithmetic sees it.
 
-One bad site costs that site its round and nobody else theirs. Cheap checks of the header that
-the others rest on (size, enrolment, duplicate) come first; then, in this order: schema, finite
-values, norms, merging weight, identity of the order, digest of the arrays.
+One bad site costs that site its round and nobody else theirs. ``server.envelope`` has checked the
+envelope before an array was decoded; here, in this order: duplicate, size, enrolment, schema,
+finite values, norms, merging weight, identity of the order, digest of the arrays.
 """
 
 import math
@@ -13,8 +13,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from agssd_core.differences import Wire, size_limit
 from agssd_core.errors import UpdateRejectedError, WeightsError
-from agssd_core.protocol import PROTOCOL_VERSION, SiteUpdate
+from agssd_core.protocol import PROTOCOL_VERSION, SiteUpdate, UpdateHeader
+from agssd_core.signing import VerifyKey
 from agssd_core.weights import (
     Schema,
     Weights,
@@ -28,6 +30,8 @@ from agssd_core.weights import (
 REASONS: Mapping[str, str] = {
     "size": "the update is larger than the cap",
     "site": "the site is not enrolled or was not asked",
+    "signature": "the reply is not signed by the site's own key",
+    "wire": "the arrays travel in another form than ordered",
     "duplicate": "the site's update of this round is already admitted",
     "schema": "array names, shapes or types differ from the base",
     "non-finite": "an array holds NaN or infinity",
@@ -67,6 +71,9 @@ class AdmissionRules:
         max_update_norm: greatest L2 norm of the student's and of the teacher's difference,
             relative to the base's norm of that group; 0 is no limit.
         max_bytes: cap on the arrays' bytes; 0 is what the schema needs plus a little.
+        wire: the form in which updates travel.
+        keys: per site, the keys by one of which its replies must be signed; None on an unsigned
+            connection. A site without keys is refused.
     """
 
     base: Weights = field(repr=False)
@@ -80,17 +87,23 @@ class AdmissionRules:
     enrolled: Mapping[str, int]
     max_update_norm: float = 0.0
     max_bytes: int = 0
+    wire: Wire = "float32"
+    keys: Mapping[str, Collection[VerifyKey]] | None = field(default=None, repr=False)
 
     def schema(self) -> Schema:
         """Names, shapes and types that an update must have."""
         return schema_of({n: a for n, a in self.base.items() if n.split("/", 1)[0] in self.groups})
 
     def byte_cap(self) -> int:
-        """Most bytes that an update may hold; the wire checks it before inflating anything."""
+        """Most bytes that an update's decoded arrays may hold."""
         needed = sum(
             array.nbytes for n, array in self.base.items() if n.split("/", 1)[0] in self.groups
         )
         return self.max_bytes or needed + _BESIDE_ARRAYS
+
+    def payload_cap(self) -> int:
+        """Most bytes that an update's parts may declare and have, before any is decoded."""
+        return self.max_bytes or size_limit(self.schema(), self.wire)
 
 
 def admit(
@@ -107,21 +120,22 @@ def admit(
         UpdateRejectedError: with ``reason`` one of ``REASONS``.
     """
     if update.header.site in admitted:
-        raise _rejected(update, "duplicate", "one is enough; it was left out")
+        raise rejected(update.header, "duplicate", "one is enough; it was left out")
     _size(update, rules)
-    _site(update, rules)
+    require_asked(update.header, rules)
     _schema(update, rules)
     _values(update)
     _norms(update, rules)
     _weight(update, rules)
-    _order(update, rules)
+    require_order(update.header, rules)
     _digest(update)
     _metrics(update)
     return update
 
 
-def _rejected(update: SiteUpdate, reason: str, detail: str) -> UpdateRejectedError:
-    site = _shown(update.header.site)
+def rejected(header: UpdateHeader, reason: str, detail: str) -> UpdateRejectedError:
+    """The error of a refusal, with a plain name of the site."""
+    site = _shown(header.site)
     return UpdateRejectedError(
         f"site '{site}': {REASONS[reason]} ({detail}). The round goes on without this site.",
         site=site,
@@ -137,13 +151,13 @@ def _shown(text: object) -> str:
 def _size(update: SiteUpdate, rules: AdmissionRules) -> None:
     held = sum(array.nbytes for array in update.weights.values())
     if held > rules.byte_cap():
-        raise _rejected(update, "size", f"{held} bytes, cap {rules.byte_cap()}")
+        raise rejected(update.header, "size", f"{held} bytes, cap {rules.byte_cap()}")
 
 
-def _site(update: SiteUpdate, rules: AdmissionRules) -> None:
-    site = update.header.site
-    if site not in rules.enrolled or site not in rules.nonces:
-        raise _rejected(update, "site", f"{len(rules.nonces)} sites have an order")
+def require_asked(header: UpdateHeader, rules: AdmissionRules) -> None:
+    """Refuse a site that is not enrolled or has no order."""
+    if header.site not in rules.enrolled or header.site not in rules.nonces:
+        raise rejected(header, "site", f"{len(rules.nonces)} sites have an order")
 
 
 def _schema(update: SiteUpdate, rules: AdmissionRules) -> None:
@@ -151,9 +165,9 @@ def _schema(update: SiteUpdate, rules: AdmissionRules) -> None:
     try:
         require_schema(update.weights, schema)
     except WeightsError as error:
-        raise _rejected(update, "schema", str(error).rstrip(".")) from None
+        raise rejected(update.header, "schema", str(error).rstrip(".")) from None
     if update.header.schema_digest != schema_digest(schema):
-        raise _rejected(update, "schema", "the header's schema digest is another")
+        raise rejected(update.header, "schema", "the header's schema digest is another")
 
 
 def _values(update: SiteUpdate) -> None:
@@ -161,10 +175,10 @@ def _values(update: SiteUpdate) -> None:
         # One reduction answers for NaN, infinity and size: NaN wins over every number.
         peak = float(np.abs(array).max(initial=0))
         if not math.isfinite(peak):
-            raise _rejected(update, "non-finite", f"in {name}")
+            raise rejected(update.header, "non-finite", f"in {name}")
         if peak > MAX_ABS_VALUE:
             detail = f"{peak:.3g} in {name}, limit {MAX_ABS_VALUE:g}"
-            raise _rejected(update, "magnitude", detail)
+            raise rejected(update.header, "magnitude", detail)
 
 
 def _norms(update: SiteUpdate, rules: AdmissionRules) -> None:
@@ -181,17 +195,17 @@ def _norms(update: SiteUpdate, rules: AdmissionRules) -> None:
         limit = rules.max_update_norm * math.sqrt(size)
         if math.sqrt(moved) > limit:
             detail = f"{name} moved by {math.sqrt(moved):.4g}, limit {limit:.4g}"
-            raise _rejected(update, "norm", detail)
+            raise rejected(update.header, "norm", detail)
 
 
 def _weight(update: SiteUpdate, rules: AdmissionRules) -> None:
     said, enrolled = update.header.patient_count, rules.enrolled[update.header.site]
     if said != enrolled:
-        raise _rejected(update, "weight", f"{said} said, {enrolled} enrolled")
+        raise rejected(update.header, "weight", f"{said} said, {enrolled} enrolled")
 
 
-def _order(update: SiteUpdate, rules: AdmissionRules) -> None:
-    header = update.header
+def require_order(header: UpdateHeader, rules: AdmissionRules) -> None:
+    """Refuse what does not answer this very order."""
     facts: dict[str, tuple[object, object]] = {
         "protocol": (header.protocol, PROTOCOL_VERSION),
         "run": (header.run, rules.run),
@@ -200,27 +214,28 @@ def _order(update: SiteUpdate, rules: AdmissionRules) -> None:
         "steps": (header.steps, rules.steps),
         "base": (header.base_digest, rules.base_digest),
         "nonce": (header.nonce, rules.nonces[header.site]),
+        "wire": (header.wire, rules.wire),
     }
     for reason, (said, expected) in facts.items():
         if said != expected:
             detail = f"{_shown(said)[:12]} said, {_shown(expected)[:12]} expected"
             detail = "another order's" if reason == "nonce" else detail
-            raise _rejected(update, reason, detail)
+            raise rejected(header, reason, detail)
 
 
 def _digest(update: SiteUpdate) -> None:
     if weights_digest(update.weights) != update.header.weights_digest:
-        raise _rejected(update, "digest", "damaged on the way, or altered")
+        raise rejected(update.header, "digest", "damaged on the way, or altered")
 
 
 def _metrics(update: SiteUpdate) -> None:
     metrics = update.header.metrics
     if len(metrics) > MAX_METRICS:
-        raise _rejected(update, "metrics", f"{len(metrics)} metrics, limit {MAX_METRICS}")
+        raise rejected(update.header, "metrics", f"{len(metrics)} metrics, limit {MAX_METRICS}")
     for name, value in metrics.items():
         # Names reach reports and files, so they are no place for markup or paths.
         if not _METRIC_NAME.fullmatch(str(name)) or not _is_number(value):
-            raise _rejected(update, "metrics", f"in {_shown(name)}")
+            raise rejected(update.header, "metrics", f"in {_shown(name)}")
 
 
 def _is_number(value: object) -> bool:

@@ -1,8 +1,7 @@
 """``agssd-server``: the coordinator's commands."""
 
-import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -10,14 +9,14 @@ from agssd_core.config import load_config
 from agssd_core.console import new_app, say
 from agssd_core.errors import ConfigError
 from server import federation_cli
-from server.cohorts import run_folders
-from server.outcome import RoundOutcome, outcomes_of
+from server.proxy import write_federation_proxy
 from server.report import write_server_report
-from server.run_record import METRICS_FILE
+from server.rounds_cli import page, pause, require_rounds, resume, rounds, say_round, stop
 from server.serve import serve_on_loopback
-from server.store import RunStore
 
 app = new_app("Coordinate a federation. The server never sees an image.")
+for command in (rounds, pause, resume, stop, page):
+    app.command()(command)
 federation_cli.register(app)
 
 ConfigArgument = Annotated[Path, typer.Argument(help="Configuration of the run.")]
@@ -44,7 +43,7 @@ def serve(
             "this version serves 127.0.0.1 only, because it has no certificates. Add --loopback."
         )
     settings = load_config(config, overrides or ())
-    serve_on_loopback(settings, port=port, say=say, on_round=_say_round)
+    serve_on_loopback(settings, port=port, say=say, on_round=say_round)
 
 
 @app.command()
@@ -58,24 +57,6 @@ def check(config: ConfigArgument, overrides: OverridesArgument = None) -> None:
 
 
 @app.command()
-def rounds(
-    run: Annotated[Path, typer.Argument(help="The run's folder.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Answer in JSON.")] = False,
-) -> None:
-    """List the rounds of a run, cohort by cohort: who was merged, who was refused and why.
-
-    Example: agssd-server rounds runs/demo
-    """
-    _require_rounds(run)
-    for folder in run_folders(run).values():
-        for outcome in outcomes_of(RunStore(folder).metrics.rows(), rounds=0, first=0):
-            if as_json:
-                say(json.dumps(_row(outcome)))
-            else:
-                _say_round(outcome)
-
-
-@app.command()
 def report(run: Annotated[Path, typer.Argument(help="The run's folder.")]) -> None:
     """Write report.html of a run as it stands; `serve` does so after every round.
 
@@ -83,35 +64,29 @@ def report(run: Annotated[Path, typer.Argument(help="The run's folder.")]) -> No
 
     Example: agssd-server report runs/demo
     """
-    _require_rounds(run)
+    require_rounds(run)
     say(str(write_server_report(run)))
+
+
+@app.command("proxy-config")
+def proxy_config(
+    federation: Annotated[Path, typer.Argument(help="The federation's folder.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="nginx's folder, made if new.")],
+    listen: Annotated[
+        str, typer.Option(help="ADDRESS:PORT that sites connect to.")
+    ] = "0.0.0.0:8443",
+    port: Annotated[
+        int, typer.Option(min=1, max=65535, help="Port of `serve` on this machine.")
+    ] = 9092,
+) -> None:
+    """Write nginx.conf for the one open port: what a site's node calls, and nothing else.
+
+    Example: agssd-server proxy-config /srv/federation --out /srv/proxy --listen 0.0.0.0:443
+    """
+    written = write_federation_proxy(federation, out, listen=listen, upstream_port=port)
+    say(f"{written}: start it with `nginx -e stderr -p {out.resolve()} -c {written.name}`")
 
 
 def main() -> None:
     """Entry point of ``agssd-server``."""
     app()
-
-
-def _require_rounds(run: Path) -> None:
-    if not any((folder / METRICS_FILE).is_file() for folder in run_folders(run).values()):
-        raise ConfigError(f"{run} holds no run with closed rounds. Name a folder under runs/.")
-
-
-def _row(outcome: RoundOutcome) -> dict[str, Any]:
-    return {
-        "cohort": outcome.cohort,
-        "round": outcome.round,
-        "merged": outcome.merged,
-        "sites": outcome.sites,
-        "refusals": dict(outcome.refusals),
-    }
-
-
-def _say_round(outcome: RoundOutcome) -> None:
-    what = "merged" if outcome.merged else "weights unchanged"
-    refused = "".join(f"; {site}: {why}" for site, why in sorted(outcome.refusals.items()))
-    sites = ", ".join(outcome.sites) or "no site"
-    say(
-        f"{outcome.cohort} round {outcome.round}: {what} ({sites}{refused}) in "
-        f"{outcome.seconds:.1f} s"
-    )

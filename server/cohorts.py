@@ -10,13 +10,13 @@ import threading
 import time
 from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
-from typing import TypedDict, get_args
+from typing import Unpack, get_args
 
 from agssd_core.config import Cohort, RunConfig
 from agssd_core.errors import AgssdError, CheckpointError, RoundError
 from server.collect import Exchange
 from server.outcome import RoundOutcome
-from server.rounds import RunSummary, each_round, run_rounds
+from server.rounds import How, RunSummary, each_round, run_rounds
 from server.store import RunStore
 
 log = logging.getLogger(__name__)
@@ -28,12 +28,6 @@ _CHECKPOINTS = "checkpoints"
 
 Rounds = Generator[RoundOutcome, None, RunSummary]
 OnRound = Callable[[RoundOutcome], None]
-
-
-class _How(TypedDict):
-    clock: Callable[[], float]
-    sleep: Callable[[float], None]
-    threads: bool
 
 
 def cohort_folders(folder: Path, config: RunConfig) -> dict[Cohort, Path]:
@@ -74,10 +68,8 @@ def run_cohorts(
     config: RunConfig,
     folder: Path,
     *,
-    clock: Callable[[], float] = time.monotonic,
-    sleep: Callable[[float], None] = time.sleep,
-    threads: bool = True,
     on_round: OnRound | None = None,
+    **how: Unpack[How],
 ) -> dict[Cohort, RunSummary]:
     """Run all rounds of every cohort that its newest checkpoint does not hold yet.
 
@@ -87,11 +79,9 @@ def run_cohorts(
         grid: Flower's, or the in-process one.
         config: the whole configuration of the run.
         folder: the run's, whose cohorts have at least a round-0 checkpoint.
-        clock: seconds, rising; with ``sleep`` the only source of time.
-        sleep: waits a number of seconds of that clock.
-        threads: a thread for each cohort, so that none waits for another; False lets their
-            rounds take turns in the calling thread. The bits are the same.
         on_round: told of every closed round, always in the calling thread.
+        how: time, keys, and ``threads``: a thread for each cohort, so that none waits for another;
+            False lets their rounds take turns in the calling thread. The bits are the same.
 
     Raises:
         CheckpointError: a cohort has no checkpoint, or was started with another configuration.
@@ -100,11 +90,12 @@ def run_cohorts(
     stores = cohort_stores(folder, config)
     if len(stores) == 1:
         ((name, store),) = stores.items()
-        how: _How = {"clock": clock, "sleep": sleep, "threads": threads}
         own = config.for_cohort(name)
         return {name: run_rounds(grid, own, store, **how, on_round=on_round)}
-    pause = _Pause(sleep)
-    how = {"clock": clock, "sleep": pause if threads else sleep, "threads": threads}
+    threads = how.get("threads", True)
+    pause = _Pause(how.get("sleep", time.sleep))
+    if threads:
+        how["sleep"] = pause
     rounds = {
         name: each_round(grid, config.for_cohort(name), store, **how)
         for name, store in stores.items()

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from agssd_core.config import FederationConfig
+from agssd_core.envelope import SealedRefusal
 from agssd_core.errors import AgssdError, CheckpointError
 from agssd_core.protocol import PROTOCOL_VERSION, Refusal, SiteHello, SiteQuery
 from agssd_core.weights import write_text
@@ -75,6 +76,9 @@ class SiteBook:
 
     A site without a scan for the cohort says so, which is no fault. It is asked again when it
     connects anew, and every ``ASK_AGAIN_S``, since it may have indexed such scans by then.
+
+    Attributes:
+        held: site -> digest of the base that it keeps, as it said last.
     """
 
     grid: Exchange
@@ -84,6 +88,7 @@ class SiteBook:
     clock: Callable[[], float]
     sleep: Callable[[float], None]
     nodes: dict[str, int] = field(default_factory=dict)
+    held: dict[str, str] = field(default_factory=dict)
     _answered: set[int] = field(default_factory=set)
     _elsewhere: dict[int, float] = field(default_factory=dict)
     _asked: dict[str, tuple[int, float]] = field(default_factory=dict)
@@ -155,13 +160,16 @@ class SiteBook:
             return None
         if isinstance(hello, wire.Fault):
             log.warning("a node could not say who it is: %s", hello.text)
-        if isinstance(hello, Refusal) and hello.reason == "cohort":
-            return hello
+        if isinstance(hello, SealedRefusal) and hello.refusal.reason == "cohort":
+            return hello.refusal
         if not isinstance(hello, SiteHello):
             return None
-        fits = hello.protocol == PROTOCOL_VERSION and hello.cohort == self.federation.cohort
-        if not fits or hello.patient_count < 1:
-            log.warning("site %r is of another cohort or version, or is empty", hello.site)
+        if hello.cohort != self.federation.cohort or hello.patient_count < 1:
+            log.warning("site %r is of another cohort, or is empty", hello.site)
+            return None
+        if self.federation.wire not in hello.wires.split():
+            said = (hello.site, self.federation.wire)
+            log.warning("site %r cannot read federation.wire = %s. Upgrade the site.", *said)
             return None
         return hello
 
@@ -176,4 +184,5 @@ class SiteBook:
             log.warning("two nodes call themselves %r; the later one is left out", hello.site)
             return
         self.nodes[hello.site] = node
+        self.held[hello.site] = hello.held
         self.enrolment.admit(hello)

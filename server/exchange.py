@@ -7,11 +7,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from agssd_core.errors import AgssdError, UpdateRejectedError
-from agssd_core.protocol import PROTOCOL_VERSION, Refusal, RoundOrder, SiteUpdate, uplink_groups
+from agssd_core.envelope import SealedOrder, SealedRefusal, SealedUpdate, digests_of, sign, sizes_of
+from agssd_core.errors import AgssdError, ProtocolVersionError, UpdateRejectedError
+from agssd_core.protocol import PROTOCOL_VERSION, RoundOrder, SiteUpdate, uplink_groups
+from agssd_core.weights import schema_digest, schema_of
 from server import wire
 from server.admission import AdmissionRules, admit
 from server.collect import collect, push
+from server.downlink import Downlink
+from server.envelope import open_update, require_own_refusal
 from server.loop import LateOrder, RoundLoop
 from server.manifest import Checkpoint
 from server.spool import RoundSpool
@@ -21,6 +25,7 @@ log = logging.getLogger(__name__)
 RESENDS = 1
 LATE_DEADLINES = 4.0
 _RESENT = ("lost", "declined-base")
+_UNREADABLE = ((wire.OversizeError, "size"), (ProtocolVersionError, "protocol"))
 
 
 @dataclass(frozen=True)
@@ -67,11 +72,14 @@ class RoundExchange:
             nonces=self._nonces,
             enrolled=self.enrolled,
             max_update_norm=federation.max_update_norm,
+            wire=federation.wire,
+            keys=None if self.loop.keys is None else self.loop.keys.sites,
         )
         self.spool.keep_only(
             run=manifest.run, round_index=self.base.round, base_digest=manifest.weights_digest
         )
-        self._packed = wire.pack_base(self.base.weights)
+        self._downlink = Downlink(self.base)
+        self._schema_digest = schema_digest(schema_of(self.base.weights))
 
     def run(self, nodes: Mapping[str, int]) -> None:
         """Order the round of these sites and take what they answer until their deadlines."""
@@ -91,12 +99,30 @@ class RoundExchange:
             if reason in _RESENT and sent.tries < RESENDS:
                 self._order(sent.site, sent.node, wanted, tries=sent.tries + 1)
             elif reason:
-                self.refusals[sent.site] = reason
+                self._refuse(sent.site, reason)
         self._leave_late()
 
     def _order(self, site: str, node: int, wanted: dict[str, float], *, tries: int) -> None:
         federation = self.loop.config.federation
-        nonce = secrets.token_hex(16)
+        # A site that could not use what it got is sent the weights whole.
+        sealed = self._sealed(site, held=self.loop.book.held.get(site, "") if tries == 0 else "")
+        message = wire.encode_order(sealed, node=node, ttl_s=federation.deadline_s * LATE_DEADLINES)
+        size = wire.size_of(message)
+        identifier = push(self.loop.grid, message)
+        if identifier is None:
+            self._refuse(site, "unreachable")
+            return
+        now = self.loop.clock()
+        nonce = self._nonces[site] = sealed.order.nonce
+        self.bytes_down[site] = self.bytes_down.get(site, 0) + size
+        self._sent[identifier] = Sent(site, node, nonce, now, tries)
+        wanted[identifier] = now + federation.deadline_s
+        self.loop.board.ordered(site, size=size)
+
+    def _sealed(self, site: str, *, held: str) -> SealedOrder:
+        """The order of a site that holds a base of this digest, with its weights, signed."""
+        federation, keys = self.loop.config.federation, self.loop.keys
+        parcel = self._downlink.parcel(held)
         order = RoundOrder(
             protocol=PROTOCOL_VERSION,
             run=self.rules.run,
@@ -107,19 +133,19 @@ class RoundExchange:
             total_steps=federation.total_steps,
             config=self.config,
             base_digest=self.rules.base_digest,
-            nonce=nonce,
+            nonce=secrets.token_hex(16),
+            site=site,
+            wire=parcel.wire,
+            previous_digest=parcel.previous_digest,
+            schema_digest=self._schema_digest,
+            payload_digests=digests_of(parcel.payload),
+            payload_sizes=sizes_of(parcel.payload),
         )
-        ttl_s = federation.deadline_s * LATE_DEADLINES
-        message = wire.encode_order(order, self._packed, node=node, ttl_s=ttl_s)
-        identifier = push(self.loop.grid, message)
-        if identifier is None:
-            self.refusals[site] = "unreachable"
-            return
-        now = self.loop.clock()
-        self._nonces[site] = nonce
-        self.bytes_down[site] = self.bytes_down.get(site, 0) + self._packed.size + len(self.config)
-        self._sent[identifier] = Sent(site, node, nonce, now, tries)
-        wanted[identifier] = now + federation.deadline_s
+        return SealedOrder(order, parcel.payload, sign(order, None if keys is None else keys.own))
+
+    def _refuse(self, site: str, reason: str) -> None:
+        self.refusals[site] = reason
+        self.loop.board.refused(site, reason)
 
     def _take(self, sent: Sent, message: Any) -> str:
         """Spool an admitted update; otherwise the class of reason."""
@@ -132,6 +158,9 @@ class RoundExchange:
             "seconds": self.loop.clock() - sent.pushed,
         }
         self.spool.add(update, note=note)
+        self.loop.board.admitted(sent.site, size=int(note["bytes_up"]))
+        if self.rules.wire != "float32":  # a site keeps the base of what it answered
+            self.loop.book.held[sent.site] = self.rules.base_digest
         log.info("%s round %d: %s admitted", self.rules.cohort, self.base.round, sent.site)
         return ""
 
@@ -139,7 +168,7 @@ class RoundExchange:
         """Orders without a reply: the site is refused this round, its reply awaited a while."""
         federation = self.loop.config.federation
         for identifier, sent in self._sent.items():
-            self.refusals[sent.site] = "no-reply"
+            self._refuse(sent.site, "no-reply")
             where = f"{self.rules.cohort} round {self.base.round}"
             log.warning("%s: no reply from %s in time", where, sent.site)
             expires = sent.pushed + federation.deadline_s * LATE_DEADLINES
@@ -153,28 +182,23 @@ def read_update(
 ) -> tuple[SiteUpdate | None, str]:
     """The admitted update of the site that was asked, or None and the class of reason."""
     try:
-        reply = wire.decode_reply(message, max_bytes=2 * rules.byte_cap())
-        if isinstance(reply, SiteUpdate):
-            if reply.header.site != asked:
-                raise UpdateRejectedError(
-                    f"site '{asked}': its reply bears another site's name. The round goes on "
-                    "without this site.",
-                    site=asked,
-                    reason="site",
-                )
-            return admit(reply, rules), ""
+        reply = wire.decode_reply(message, max_bytes=2 * rules.payload_cap())
+        if isinstance(reply, SealedUpdate):
+            return admit(open_update(reply, rules, asked=asked), rules), ""
+        if isinstance(reply, SealedRefusal):
+            require_own_refusal(reply, rules, asked=asked)
     except UpdateRejectedError as error:
         log.warning("%s", error)
         return None, error.reason
-    except wire.OversizeError as error:
-        log.warning("site '%s': %s", asked, error)
-        return None, "size"
     except AgssdError as error:
-        log.warning("site '%s': malformed reply (%s)", asked, error)
-        return None, "malformed"
-    if isinstance(reply, Refusal):
-        log.warning("site '%s' declined: %s", asked, _plain(reply.reason))
-        return None, f"declined-{_plain(reply.reason)}"
+        log.warning("site '%s': unusable reply (%s)", asked, error)
+        return None, next(
+            (why for kind, why in _UNREADABLE if isinstance(error, kind)), "malformed"
+        )
+    if isinstance(reply, SealedRefusal):
+        reason = _plain(reply.refusal.reason)
+        log.warning("site '%s' declined: %s", asked, reason)
+        return None, f"declined-{reason}"
     if isinstance(reply, wire.Fault):
         log.warning("site '%s': %s", asked, reply.text)
         return None, "site-error" if reply.at_site else "lost"

@@ -1,4 +1,4 @@
-"""The coordinator's verbs for keys: provision, admit, revoke, sites, journal."""
+"""The coordinator's verbs for keys: provision, admit, revoke, sites and journal."""
 
 import json
 import os

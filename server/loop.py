@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from agssd_core.config import RunConfig
 from server.collect import Exchange, Puller
 from server.discovery import SiteBook
+from server.keys import Keys
+from server.live import LiveBoard
 from server.store import RunStore
 
 
@@ -25,7 +27,11 @@ class LateOrder:
 
 @dataclass
 class RoundLoop:
-    """Grid, store and time of a run, and the orders whose deadline is over."""
+    """Grid, store and time of a run, and the orders whose deadline is over.
+
+    Attributes:
+        keys: None for an unsigned run; otherwise orders are signed, and unsigned replies refused.
+    """
 
     config: RunConfig
     store: RunStore
@@ -34,4 +40,6 @@ class RoundLoop:
     book: SiteBook
     clock: Callable[[], float]
     sleep: Callable[[float], None]
+    board: LiveBoard
     late: dict[str, LateOrder] = field(default_factory=dict)
+    keys: Keys | None = None

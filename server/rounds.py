@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Generator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
+from typing import TypedDict, Unpack
 
 import numpy as np
 
@@ -22,9 +23,13 @@ from agssd_core.config import (
 )
 from agssd_core.errors import CheckpointError, RoundError
 from server.collect import Exchange, InlinePuller, Puller, ThreadedPuller
+from server.control import state_of
 from server.discovery import Enrolment, SiteBook
+from server.downlink import next_base, rule_state
 from server.exchange import RoundExchange
+from server.keys import Keys
 from server.late import LateReplies, clear_late, take_late
+from server.live import LiveBoard
 from server.loop import RoundLoop
 from server.manifest import Checkpoint, RoundRecord
 from server.merge import MergeResult, MergeState, merge_round, site_weights
@@ -45,15 +50,29 @@ class RunSummary:
     weights_digest: str
 
 
+class How(TypedDict, total=False):
+    """How a run reaches its sites; all may be left out.
+
+    Attributes:
+        clock: seconds, rising; with ``sleep`` the only source of time.
+        sleep: waits a number of seconds of that clock.
+        threads: pull each message in its own thread; False for grids that answer at once.
+        keys: of a signed run; None is an unsigned one.
+    """
+
+    clock: Callable[[], float]
+    sleep: Callable[[float], None]
+    threads: bool
+    keys: Keys | None
+
+
 def run_rounds(
     grid: Exchange,
     config: RunConfig,
     store: RunStore,
     *,
-    clock: Callable[[], float] = time.monotonic,
-    sleep: Callable[[float], None] = time.sleep,
-    threads: bool = True,
     on_round: Callable[[RoundOutcome], None] | None = None,
+    **how: Unpack[How],
 ) -> RunSummary:
     """Run all rounds that the newest checkpoint does not hold yet.
 
@@ -61,15 +80,13 @@ def run_rounds(
         grid: Flower's, or the in-process one.
         config: the cohort's own configuration.
         store: the cohort's folder, with at least the round-0 checkpoint.
-        clock: seconds, rising; with ``sleep`` the only source of time.
-        sleep: waits a number of seconds of that clock.
-        threads: pull each message in its own thread; False for grids that answer at once.
         on_round: told of every closed round.
+        how: time, threads and keys.
 
     Raises:
         CheckpointError: the run has no checkpoint, or was started with another configuration.
     """
-    rounds = each_round(grid, config, store, clock=clock, sleep=sleep, threads=threads)
+    rounds = each_round(grid, config, store, **how)
     with closing(rounds):
         while True:
             try:
@@ -85,28 +102,37 @@ def each_round(
     grid: Exchange,
     config: RunConfig,
     store: RunStore,
-    *,
-    clock: Callable[[], float],
-    sleep: Callable[[float], None],
-    threads: bool,
+    **how: Unpack[How],
 ) -> Generator[RoundOutcome, None, RunSummary]:
     """The rounds of ``run_rounds``, one at each ``next``; the store stays locked between them."""
+    clock, sleep = how.get("clock", time.monotonic), how.get("sleep", time.sleep)
     with store.writing():
         checkpoint = store.resume(dump_config(config))
         if checkpoint is None:
             raise CheckpointError(
                 "the run has no round-0 checkpoint. Write one with `agssd-sim init CONFIG`."
             )
-        puller: Puller = ThreadedPuller(grid, clock) if threads else InlinePuller(grid)
+        puller: Puller = (
+            ThreadedPuller(grid, clock) if how.get("threads", True) else InlinePuller(grid)
+        )
         enrolment = Enrolment.open(store.folder)
         book = SiteBook(grid, puller, config.federation, enrolment, clock, sleep)
-        loop = RoundLoop(config, store, grid, puller, book, clock, sleep)
+        board = LiveBoard(
+            store.folder, cohort=config.federation.cohort, rounds=config.federation.rounds
+        )
+        loop = RoundLoop(
+            config, store, grid, puller, book, clock, sleep, board, keys=how.get("keys")
+        )
         wanted = max(config.federation.expected_sites, config.federation.min_sites)
         for number in range(checkpoint.round, config.federation.rounds):
+            if not _may_go_on(loop):
+                break
             outcome = _run_round(loop, checkpoint, wanted=wanted)
             checkpoint = store.load(number + 1)
             wanted = config.federation.min_sites
             yield outcome
+        else:
+            board.enter("complete")
         merges = [row for row in store.metrics.rows() if row.get("kind") == "merge"]
     return RunSummary(
         run=checkpoint.manifest.run,
@@ -151,9 +177,24 @@ def sample_sites(
     return tuple(ordered[index] for index in sorted(chosen))
 
 
+def _may_go_on(loop: RoundLoop) -> bool:
+    """Wait while the coordinator has paused the run; False when it shall stop here."""
+    while (state := state_of(loop.store.folder)) == "pause":
+        loop.board.enter("paused")
+        loop.sleep(max(loop.config.federation.poll_s, 0.5))
+    if state == "stop":
+        loop.board.enter("stopped")
+        log.info("%s: stopped between two rounds", loop.config.federation.cohort)
+    return state == "go"
+
+
 def _run_round(loop: RoundLoop, base: Checkpoint, *, wanted: int) -> RoundOutcome:
     federation, began = loop.config.federation, loop.clock()
+    loop.board.round = base.round
+    loop.board.enter("discovering")
     nodes = dict(loop.book.refresh(wanted=wanted))
+    loop.board.online(nodes)
+    loop.board.enter("collecting")
     chosen = sample_sites(nodes, federation, seed=loop.config.seed, number=base.round)
     spool = RoundSpool(loop.store.folder / "spool")
     exchange = RoundExchange(
@@ -169,6 +210,7 @@ def _run_round(loop: RoundLoop, base: Checkpoint, *, wanted: int) -> RoundOutcom
     take_late(loop, late, rules=exchange.rules, fresh=spool.sites())
     for site in spool.sites():
         late.stale.pop(site, None)
+    loop.board.enter("merging")
     result = _merge(loop, base, exchange=exchange, late=late)
     seconds = loop.clock() - began
     outcome = RoundOutcome(
@@ -224,7 +266,7 @@ def _merge(
             ema_product=config.teacher.momentum_product(
                 base.round * steps, steps, federation.total_steps
             ),
-            state=MergeState(base.state),
+            state=MergeState(rule_state(base.state)),
             stale=late.stale,
         )
     except RoundError as error:
@@ -236,6 +278,7 @@ def _save(
     loop: RoundLoop, base: Checkpoint, *, exchange: RoundExchange, result: MergeResult | None
 ) -> None:
     shares = result.report.get("shares", {}) if result is not None else {}
+    after = next_base(base, result, wire=loop.config.federation.wire)
     record = RoundRecord(
         run=base.manifest.run,
         round=base.round + 1,
@@ -243,8 +286,6 @@ def _save(
         config=dump_config(loop.config),
         sites=tuple(shares),
         shares={site: float(share) for site, share in shares.items()},
-        extra={"enrolled": dict(sorted(exchange.enrolled.items()))},
+        extra={"enrolled": dict(sorted(exchange.enrolled.items())), **after.extra},
     )
-    weights = base.weights if result is None else result.weights
-    state = base.state if result is None else result.state.arrays
-    loop.store.save_round(record, weights, state=state)
+    loop.store.save_round(record, after.weights, state=after.state)

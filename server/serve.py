@@ -9,6 +9,8 @@ from agssd_core.errors import AgssdError, CheckpointError, ConfigError
 from agssd_core.processes import LOOPBACK, stopping_on_terminate
 from agssd_core.tracking import require_packages
 from server.cohorts import cohort_stores
+from server.control import set_state
+from server.live_page import live_page
 from server.manifest import require_same_config
 from server.outcome import RoundOutcome
 from server.report import REPORT_FILE, write_server_report
@@ -57,9 +59,12 @@ def serve_on_loopback(
         stopping_on_terminate(),
         tracking_cohorts(config.tracking, stores, run=config.name, on_round=close_round) as told,
         superlink(config, folder / "engine", port=port) as link,
+        live_page(folder) as address,
     ):
+        set_state([store.folder for store in stores.values()], "go")
         say(f"listening on {LOOPBACK}:{link.port}; connect each site with")
         say(f"  agssd-site run SITE --server {LOOPBACK}:{link.port}")
+        say(f"live page: {address}")
         run_on(link, config, folder, on_round=told)
     say(f"report: {_write_page(folder)}")
 

@@ -1,4 +1,9 @@
-"""A SuperLink on loopback and one run on it: started, followed and ended by us."""
+"""A SuperLink on loopback and one run on it: started, followed and ended by us.
+
+Without certificates it serves sites of this machine. With a federation's it speaks TLS and lets
+registered nodes in only; it listens on loopback all the same, behind the proxy (server/proxy.py),
+because one port also carries the calls that start runs and register nodes, which nothing guards.
+"""
 
 import shutil
 import tempfile
@@ -10,8 +15,9 @@ from pathlib import Path
 
 import tomli_w
 
+from agssd_core.application import SITE_COMPONENT, application_toml
 from agssd_core.config import Cohort, RunConfig, dump_config
-from agssd_core.errors import EngineError
+from agssd_core.errors import EngineError, KeyFileError
 from agssd_core.processes import (
     LOOPBACK,
     Child,
@@ -22,12 +28,41 @@ from agssd_core.processes import (
 )
 from agssd_core.weights import write_text
 from server.cohorts import cohort_stores
+from server.control import state_of
 from server.manifest import require_same_config
 from server.outcome import RoundOutcome, outcomes_of
 from server.store import RunStore
 
 START_TIMEOUT_S = 120.0
-_CONNECTION = "loopback"
+CONNECTION = "loopback"
+STATE_FILE = "superlink.db"
+
+
+@dataclass(frozen=True)
+class Certificates:
+    """The server's side of a federation's TLS; FEDERATION holds ca.crt, server.pem, server.key."""
+
+    ca: Path
+    certificate: Path
+    key: Path
+
+    @classmethod
+    def of(cls, federation: Path) -> "Certificates":
+        """Those of a federation's folder.
+
+        Raises:
+            KeyFileError: one is missing, or others can read the key.
+        """
+        names = ("ca.crt", "server.pem", "server.key")
+        if missing := [name for name in names if not (federation / name).is_file()]:
+            raise KeyFileError(
+                f"the federation's folder lacks {', '.join(missing)}. Make it with "
+                "`agssd-server provision`, or name another."
+            )
+        found = cls(*(federation.resolve() / name for name in names))
+        if found.key.stat().st_mode & 0o077:
+            raise KeyFileError("server.key can be read by others. Set its mode to 600.")
+        return found
 
 
 @dataclass(frozen=True)
@@ -36,6 +71,7 @@ class SuperLink:
 
     Attributes:
         home: the engine's private folder; removed when the SuperLink ends.
+        log_folder: also holds the state, where nodes are registered.
     """
 
     port: int
@@ -53,15 +89,18 @@ def superlink(
     simulation: bool = False,
     port: int = 0,
     variables: Mapping[str, str] | None = None,
+    certificates: Certificates | None = None,
 ) -> Iterator[SuperLink]:
-    """Start a SuperLink without TLS on loopback, and end it with all its children.
+    """Start a SuperLink on loopback, and end it with all its children.
 
     Args:
         config: gives the thread count of every process.
-        log_folder: where the processes' output goes.
+        log_folder: where the processes' output goes, and the state of one with certificates: its
+            nodes stay registered when it is started again.
         simulation: virtual nodes on Ray instead of real SuperNodes.
         port: 0 takes a free one.
         variables: further environment of every process of the engine.
+        certificates: TLS, and registered nodes only; None is neither.
 
     Raises:
         EngineError: the port is taken, or it did not start.
@@ -70,10 +109,13 @@ def superlink(
     require_free_port(port)
     home = Path(tempfile.mkdtemp(prefix="agssd-engine-"))
     environment = engine_environment(home, threads=config.threads) | dict(variables or {})
-    command = ["flower-superlink", "--insecure", "--host", LOOPBACK, "--port", str(port)]
+    command = ["flower-superlink", "--host", LOOPBACK, "--port", str(port)]
     command += ["--isolation", "subprocess", "--disable-runtime-dependency-installation"]
-    connection = {"address": f"{LOOPBACK}:{port}", "insecure": True}
-    settings = {"superlink": {"default": _CONNECTION, _CONNECTION: connection}}
+    command += _identity(certificates, log_folder)
+    ca = certificates.ca if certificates else None
+    trust = {"root-certificates": str(ca)} if ca else {"insecure": True}
+    connection = {"address": f"{LOOPBACK}:{port}", **trust}
+    settings = {"superlink": {"default": CONNECTION, CONNECTION: connection}}
     try:
         write_text(home / "config.toml", tomli_w.dumps(settings))
         with Child(
@@ -81,10 +123,22 @@ def superlink(
             environment=environment,
             log_file=log_folder / "superlink.log",
         ) as child:
-            wait_until_healthy(port, child, timeout_s=START_TIMEOUT_S)
+            wait_until_healthy(port, child, timeout_s=START_TIMEOUT_S, ca=ca)
             yield SuperLink(port, home, environment, child, log_folder)
     finally:
         shutil.rmtree(home, ignore_errors=True)
+
+
+def _identity(certificates: Certificates | None, folder: Path) -> list[str]:
+    """Arguments for who the SuperLink is and whom it lets in."""
+    if certificates is None:
+        return ["--insecure"]
+    state = folder / STATE_FILE
+    folder.mkdir(parents=True, exist_ok=True)
+    state.touch(mode=0o600)  # the engine would let others read it, and updates pass through it
+    arguments = ["--ssl-ca-certfile", certificates.ca, "--ssl-certfile", certificates.certificate]
+    arguments += ["--ssl-keyfile", certificates.key, "--database", state]
+    return ["--enable-supernode-auth", *map(str, arguments)]
 
 
 def run_on(
@@ -92,9 +146,10 @@ def run_on(
     config: RunConfig,
     folder: Path,
     *,
-    client_app: str = "client.app:app",
+    client_app: str = SITE_COMPONENT,
     federation: Mapping[str, int] | None = None,
     on_round: Callable[[RoundOutcome], None] | None = None,
+    meanwhile: Callable[[], None] | None = None,
 ) -> None:
     """Submit the run and follow it to its end.
 
@@ -108,9 +163,10 @@ def run_on(
         client_app: the component that Flower loads for a site.
         federation: Flower's simulation settings.
         on_round: told of every closed round.
+        meanwhile: called a few times a second while the run goes on.
 
     Raises:
-        EngineError: the run ended before its last round.
+        EngineError: the run ended before its last round, and nobody had stopped it.
         CheckpointError: the run's newest checkpoint is damaged or of another configuration.
     """
     progress = [
@@ -128,6 +184,8 @@ def run_on(
         while not ended:
             ended = child.poll() is not None
             link.child.poll()
+            if meanwhile is not None:
+                meanwhile()
             for outcome in [closed for each in progress for closed in each.closed()]:
                 if on_round is not None:
                     on_round(outcome)
@@ -139,10 +197,10 @@ def _submission(link: SuperLink, config: RunConfig, folder: Path, *, client_app:
     """Write what the run needs into the engine's folder; the command that submits it."""
     app, settings = link.home / "agssd", link.home / "run.toml"
     write_text(link.home / "config.json", dump_config(config), private=True)
-    write_text(app / "pyproject.toml", _app(client_app))
+    write_text(app / "pyproject.toml", application_toml(client_app))
     paths = {"config": str(link.home / "config.json"), "run-folder": str(folder.resolve())}
     write_text(settings, tomli_w.dumps(paths), private=True)
-    return ["flwr", "run", str(app), _CONNECTION, "--stream", "--run-config", str(settings)]
+    return ["flwr", "run", str(app), CONNECTION, "--stream", "--run-config", str(settings)]
 
 
 @dataclass
@@ -178,7 +236,7 @@ class _Progress:
 
 def _require_complete(progress: Sequence[_Progress]) -> None:
     behind = [each for each in progress if each.seen < each.last]
-    if not behind:
+    if not behind or all(state_of(each.store.folder) == "stop" for each in behind):
         return
     done = [f"{each.seen} of {each.last} rounds" for each in behind]
     if len(progress) > 1:
@@ -187,24 +245,3 @@ def _require_complete(progress: Sequence[_Progress]) -> None:
         f"the run ended after {' and '.join(done)}. The same command goes on from there; the "
         "engine's last words are in run.log in the run's folder."
     )
-
-
-def _app(client_app: str) -> str:
-    content = {
-        "project": {
-            "name": "agssd",
-            "version": "1.0.0",
-            "license": "Apache-2.0",
-            "description": "Components of the installed agssd-federation",
-        },
-        "tool": {
-            "flwr": {
-                "app": {
-                    "publisher": "agssd",
-                    "components": {"serverapp": "server.app:app", "clientapp": client_app},
-                    "config": {"config": "", "run-folder": ""},
-                }
-            }
-        },
-    }
-    return tomli_w.dumps(content)

@@ -4,9 +4,11 @@ from dataclasses import dataclass
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 
+from agssd_core.differences import Payload
+from agssd_core.envelope import SealedOrder, SealedRefusal, SealedUpdate
 from agssd_core.errors import ProtocolError
-from agssd_core.protocol import Refusal, RoundOrder, SiteHello, SiteQuery, SiteUpdate, UpdateHeader
-from agssd_core.weights import GROUPS, Weights, group, weights_from_bytes, weights_to_bytes
+from agssd_core.protocol import Refusal, SiteHello, SiteQuery, UpdateHeader
+from agssd_core.weights import GROUPS
 
 _HEADER, _ARRAYS = "header", "arrays"
 _PACKED = "safetensors"
@@ -30,24 +32,7 @@ class Fault:
     at_site: bool
 
 
-Reply = SiteUpdate | Refusal | SiteHello | Fault
-
-
-@dataclass(frozen=True)
-class PackedWeights:
-    """Base weights serialised once for all orders of a round."""
-
-    record: ArrayRecord
-    size: int
-
-
-def pack_base(weights: Weights) -> PackedWeights:
-    """Serialise base weights: one packed array for each group, so few objects travel."""
-    packed = {name: weights_to_bytes(arrays) for name in GROUPS if (arrays := group(weights, name))}
-    record = ArrayRecord(
-        {name: Array("uint8", (len(data),), _PACKED, data) for name, data in packed.items()}
-    )
-    return PackedWeights(record, sum(len(data) for data in packed.values()))
+Reply = SealedUpdate | SealedRefusal | SiteHello | Fault
 
 
 def encode_query(query: SiteQuery, *, node: int, ttl_s: float) -> Message:
@@ -56,19 +41,23 @@ def encode_query(query: SiteQuery, *, node: int, ttl_s: float) -> Message:
     return Message(content, node, "query.hello", ttl=ttl_s, group_id="hello")
 
 
-def encode_order(order: RoundOrder, base: PackedWeights, *, node: int, ttl_s: float) -> Message:
-    """Order a round of a node."""
-    content = RecordDict({_HEADER: _header("order", order.to_json()), _ARRAYS: base.record})
-    return Message(content, node, "train", ttl=ttl_s, group_id=str(order.round))
+def encode_order(sealed: SealedOrder, *, node: int, ttl_s: float) -> Message:
+    """Order a round of a node: one packed array for each group, so few objects travel."""
+    record = ArrayRecord(
+        {name: Array("uint8", (len(data),), _PACKED, data) for name, data in sealed.payload.items()}
+    )
+    header = _header("order", sealed.order.to_json(), sealed.signature)
+    content = RecordDict({_HEADER: header, _ARRAYS: record})
+    return Message(content, node, "train", ttl=ttl_s, group_id=str(sealed.order.round))
 
 
 def decode_reply(message: Message, *, max_bytes: int) -> Reply:
-    """Read whatever a node sent; nothing of it is trusted.
+    """Read whatever a node sent; nothing of it is trusted, and no array is decoded here.
 
     Raises:
         ProtocolError: the reply follows no form that we know.
+        ProtocolVersionError: it is of another version.
         OversizeError: it is larger than ``max_bytes``.
-        WeightsError: its arrays are damaged.
     """
     if message.has_error():
         text = str(message.error.reason or "no reason given")[:MAX_FAULT_TEXT]
@@ -76,46 +65,38 @@ def decode_reply(message: Message, *, max_bytes: int) -> Reply:
     record = message.content.get(_HEADER) if message.has_content() else None
     if not isinstance(record, ConfigRecord):
         raise ProtocolError("a reply came without a header. Use the same version on both sides.")
-    body = str(record.get("body", ""))
+    body, signature = str(record.get("body", "")), str(record.get("signature", ""))
     if record.get("kind") == "hello":
         return SiteHello.from_json(body)
     if record.get("kind") == "refusal":
-        return Refusal.from_json(body)
+        return SealedRefusal(Refusal.from_json(body), signature)
     if record.get("kind") != "update":
         raise ProtocolError("a reply is of an unknown kind. Use the same version on both sides.")
     header = UpdateHeader.from_json(body)
-    return SiteUpdate(header, _arrays(message.content, max_bytes))
+    return SealedUpdate(header, _parts(message.content, max_bytes), signature)
 
 
 def size_of(message: Message) -> int:
-    """Bytes of a reply's arrays and header, as they travelled."""
+    """Bytes of a message's arrays and header."""
     if not message.has_content():
         return 0
     record = message.content.get(_ARRAYS)
     parts = list(record.values()) if isinstance(record, ArrayRecord) else []
-    arrays = sum(len(part.data) for part in parts)
     header = message.content.get(_HEADER)
-    body = header.get("body", "") if isinstance(header, ConfigRecord) else ""
-    return arrays + len(str(body))
+    texts = list(header.values()) if isinstance(header, ConfigRecord) else []
+    return sum(len(part.data) for part in parts) + sum(len(str(text)) for text in texts)
 
 
-def _arrays(content: RecordDict, max_bytes: int) -> Weights:
+def _parts(content: RecordDict, max_bytes: int) -> Payload:
     record = content.get(_ARRAYS)
     if not isinstance(record, ArrayRecord) or not set(record) <= set(GROUPS):
         raise ProtocolError("an update came without arrays. Use the same version on both sides.")
-    parts = {name: record[name] for name in sorted(record)}
-    if sum(len(part.data) for part in parts.values()) > max_bytes:
+    if sum(len(part.data) for part in record.values()) > max_bytes:
         raise OversizeError(f"an update is larger than {max_bytes} bytes. Send the shared arrays.")
-    weights: Weights = {}
-    for name, part in parts.items():
-        if part.stype != _PACKED:
-            raise ProtocolError("an update's arrays are of an unknown form. Use the same version.")
-        arrays = weights_from_bytes(part.data)
-        if any(not key.startswith(f"{name}/") for key in arrays):
-            raise ProtocolError("an array stands in the wrong group. Use the same version.")
-        weights.update(arrays)
-    return weights
+    if any(part.stype != _PACKED for part in record.values()):
+        raise ProtocolError("an update's arrays are of an unknown form. Use the same version.")
+    return {name: record[name].data for name in sorted(record)}
 
 
-def _header(kind: str, body: str) -> ConfigRecord:
-    return ConfigRecord({"kind": kind, "body": body})
+def _header(kind: str, body: str, signature: str = "") -> ConfigRecord:
+    return ConfigRecord({"kind": kind, "body": body, "signature": signature})

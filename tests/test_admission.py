@@ -46,6 +46,7 @@ def _bad_updates(good):
         "other cohort": ("cohort", update_of(good, cohort="us")),
         "other protocol": ("protocol", update_of(good, protocol=99)),
         "other steps": ("steps", update_of(good, steps=1)),
+        "other wire": ("wire", update_of(good, wire="bf16")),
         "altered arrays": ("digest", update_of(good, weights_digest="0" * 64)),
         "other schema digest": ("schema", update_of(good, schema_digest="0" * 64)),
         "metric nan": ("metrics", update_of(good, metrics={"loss": float("nan")})),
@@ -183,4 +184,8 @@ def test_a_flipped_bit_in_the_arrays_is_refused(flipped):
 
 def test_reasons_are_plain_words():
     assert json.dumps(sorted(REASONS))
-    assert set(REASONS) == {reason for reason, _ in BAD.values()} | {"duplicate", "norm"}
+    assert set(REASONS) == {reason for reason, _ in BAD.values()} | {
+        "duplicate",
+        "norm",
+        "signature",
+    }

@@ -16,6 +16,7 @@ from client.outbound import leaving, release
 from client.site import Site, named_site
 from client.start import divergence, start_of_round
 from tests.support.orders import config_for, order_for
+from tests.support.sealing import weights_in
 from tests.support.toy import ToyBench, toy_weights
 
 
@@ -41,7 +42,7 @@ def test_hello_gives_counts_and_name(site):
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"protocol": 2}, "protocol"),
+        ({"protocol": 3}, "protocol"),
         ({"cohort": "us"}, "cohort"),
         ({"config": "{}x"}, "plan"),
         ({"config": '{"agsd": {}}'}, "plan"),
@@ -80,7 +81,7 @@ def test_a_repeated_order_is_answered_from_disk_under_its_own_nonce(site, tmp_pa
     again_order = order_for(weights)
     again = Site(tmp_path, "north", ToyBench()).train_round(again_order, weights)
     assert again.header == replace(first.header, nonce=again_order.nonce)
-    assert weights_digest(again.weights) == weights_digest(first.weights)
+    assert weights_digest(weights_in(again)) == weights_digest(weights_in(first))
     assert len(site.workbench.trainers) == 1
 
 
@@ -93,7 +94,7 @@ def test_a_damaged_saved_reply_is_trained_again_to_the_same_bits(site, tmp_path)
     reply.write_bytes(content)
     bench = ToyBench()
     again = Site(tmp_path, "north", bench).train_round(order_for(weights), weights)
-    assert weights_digest(again.weights) == weights_digest(first.weights)
+    assert weights_digest(weights_in(again)) == weights_digest(weights_in(first))
     assert len(bench.trainers) == 1
 
 
@@ -105,9 +106,9 @@ def test_warm_and_cold_sites_train_to_the_same_bits(site, tmp_path):
         warm = site.train_round(order_for(weights, number), weights)
         fresh = Site(tmp_path / "cold", "north", ToyBench())
         cold = fresh.train_round(order_for(weights, number), weights)
-        assert weights_digest(warm.weights) == weights_digest(cold.weights)
+        assert weights_digest(weights_in(warm)) == weights_digest(weights_in(cold))
         assert cold.header.metrics["optimiser_reset"] == 0
-        weights = {name: warm.weights[name] for name in weights}
+        weights = weights_in(warm)
     assert len(site.workbench.trainers) == 1
 
 
@@ -141,7 +142,7 @@ def test_a_teacher_leaves_only_where_the_server_averages_it(site, rule):
     weights = toy_weights()
     config = config_for(merge={"teacher": rule})
     update = site.train_round(order_for(weights, config=config), weights)
-    groups = {name.split("/")[0] for name in update.weights}
+    groups = {name.split("/")[0] for name in weights_in(update)}
     assert groups == ({"student", "state"} | ({"teacher"} if rule == "average" else set()))
 
 
@@ -174,11 +175,13 @@ def test_fedema_mixes_by_tau_in_its_second_round(site):
     assert first.header.metrics["fedema_mixing"] == 0
     assert second.header.metrics["fedema_mixing"] == pytest.approx(0.4)
     merge = MergeConfig(student="fedema", ema_tau=0.4)
-    start = start_of_round(weights, merge, own={**weights, **first.weights}, first_divergence=0.0)
-    expected = 0.4 * first.weights["student/head.w"] + 0.6 * weights["student/head.w"]
+    start = start_of_round(
+        weights, merge, own={**weights, **weights_in(first)}, first_divergence=0.0
+    )
+    expected = 0.4 * weights_in(first)["student/head.w"] + 0.6 * weights["student/head.w"]
     np.testing.assert_allclose(start.weights["student/head.w"], expected, rtol=1e-5)
     doubled = start_of_round(
-        weights, merge, own={**weights, **first.weights}, first_divergence=start.divergence / 9
+        weights, merge, own={**weights, **weights_in(first)}, first_divergence=start.divergence / 9
     )
     assert doubled.mixing == 1.0  # capped
 

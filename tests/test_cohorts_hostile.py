@@ -152,7 +152,7 @@ def test_even_with_one_schema_for_both_an_update_is_refused_in_the_other(tmp_pat
     other = Hospital(tmp_path / "other", patients=(("a", 3),), anaus=BATCH, rounds=1)
     site = Site(other.sites["a"], "a", other.bench)
     base = other.store.load(0).weights
-    order = order_for(base, config=other.config, cohort="us", run="run-2")
+    order = order_for(base, config=other.config, cohort="us", run="run-2", site="a")
     foreign = site.train_round(order, base)
     run.run(
         lambda name, group: Fault(

@@ -7,9 +7,10 @@ import pytest
 
 from agssd_core.protocol import SiteUpdate
 from agssd_core.weights import weights_digest
-from client import wire as client_wire
 from server import wire
 from simulation.grid import Fault
+from tests.support.hostile import forged
+from tests.support.sealing import weights_in
 from tests.support.toy import Hospital, toy_weights
 
 FIVE = tuple((name, 3) for name in "abcde")
@@ -59,15 +60,12 @@ def _poison(groups):
 
     def tamper(message):
         update = wire.decode_reply(message, max_bytes=1 << 20)
-        weights = {name: array.copy() for name, array in update.weights.items()}
+        weights = {name: array.copy() for name, array in weights_in(update).items()}
         for name in weights:
             if name.split("/")[0] in groups:
                 weights[name] = base[name] - 10 * (weights[name] - base[name])
         header = {**update.header.__dict__, "weights_digest": weights_digest(weights)}
-        forged = SiteUpdate(type(update.header)(**header), weights)
-        reply = client_wire.encode_update(forged, reply_to=message)
-        reply.metadata.__dict__.update(message.metadata.__dict__)
-        return reply
+        return forged(SiteUpdate(type(update.header)(**header), weights), message)
 
     return lambda name, group: Fault(tamper=tamper if (name, group) == ("b", "0") else None)
 

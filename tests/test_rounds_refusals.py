@@ -52,7 +52,7 @@ BAD = {
     "other-nonce": (hostile(nothing, nonce="0" * 32), "nonce"),
     "other-site": (hostile(nothing, site="a"), "site"),
     "fewer-steps": (hostile(nothing, steps=1), "steps"),
-    "version": (hostile(nothing, protocol=2), "protocol"),
+    "version": (hostile(nothing, protocol=3), "protocol"),
     "altered": (hostile(put(0.5), sealed=False), "digest"),
     "far": (hostile(lambda w: {n: a + (n == NAME) * 900 for n, a in w.items()}), "norm"),
 }

@@ -6,15 +6,33 @@ import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDict
 
-from agssd_core.errors import AgssdError, ProtocolError
+from agssd_core.differences import pack_whole, unpack_whole
+from agssd_core.envelope import SealedOrder, SealedRefusal, digests_of, sizes_of
+from agssd_core.errors import AgssdError, ProtocolError, WeightsError
 from agssd_core.protocol import PROTOCOL_VERSION, Refusal, RoundOrder, SiteHello, SiteQuery
 from agssd_core.weights import weights_digest, weights_to_bytes
 from client import wire as site_wire
 from server import wire
 from simulation.grid import _act_as_server, _deflate, _inflate
 from tests.support.merging import model, update_of
+from tests.support.sealing import sealed
 
-ORDER = RoundOrder(PROTOCOL_VERSION, "run-1", "ct-mr", 3, 10, 30, 100, "{}", "d" * 64, "n" * 32)
+PAYLOAD = pack_whole(model(0))
+ORDER = RoundOrder(
+    PROTOCOL_VERSION,
+    "run-1",
+    "ct-mr",
+    3,
+    10,
+    30,
+    100,
+    "{}",
+    "d" * 64,
+    "n" * 32,
+    site="a",
+    payload_digests=digests_of(PAYLOAD),
+    payload_sizes=sizes_of(PAYLOAD),
+)
 
 
 def over_the_wire(message):
@@ -25,14 +43,15 @@ def over_the_wire(message):
 def asked():
     """An order as a site receives it."""
     _act_as_server()
-    base = wire.pack_base(model(0))
-    return over_the_wire(wire.encode_order(ORDER, base, node=7, ttl_s=60.0))
+    sealed = SealedOrder(ORDER, PAYLOAD, "signature")
+    return over_the_wire(wire.encode_order(sealed, node=7, ttl_s=60.0))
 
 
 def test_order_and_weights_arrive_bit_for_bit(asked):
-    order, weights = site_wire.decode_order(asked)
-    assert order == ORDER
-    assert weights_digest(weights) == weights_digest(model(0))
+    found = site_wire.decode_order(asked)
+    assert (found.order, found.signature) == (ORDER, "signature")
+    assert weights_digest(unpack_whole(found.payload)) == weights_digest(model(0))
+    assert wire.size_of(asked) > sum(ORDER.payload_sizes.values()) + len(ORDER.to_json())
     assert asked.metadata.message_type == "train"
     assert asked.metadata.ttl == 60.0
 
@@ -43,16 +62,17 @@ def test_few_objects_travel_however_many_arrays(asked):
 
 def test_update_arrives_bit_for_bit(asked):
     update = update_of(model(1))
-    reply = over_the_wire(site_wire.encode_update(update, reply_to=asked))
+    travelling = sealed(update)
+    reply = over_the_wire(site_wire.encode_update(travelling, reply_to=asked))
     found = wire.decode_reply(reply, max_bytes=10_000)
-    assert found.header == update.header
-    assert weights_digest(found.weights) == weights_digest(update.weights)
+    assert found.header == travelling.header
+    assert weights_digest(unpack_whole(found.payload)) == weights_digest(update.weights)
     assert wire.size_of(reply) > sum(array.nbytes for array in update.weights.values())
 
 
 def test_hello_refusal_and_fault(asked):
     hello = SiteHello(PROTOCOL_VERSION, "north", "ct-mr", 4, 9, "0.1")
-    refusal = Refusal(PROTOCOL_VERSION, "", "run-1", 3, "n", "plan")
+    refusal = SealedRefusal(Refusal(PROTOCOL_VERSION, "", "run-1", 3, "n", "plan"), "s")
     for record, encode in ((hello, site_wire.encode_hello), (refusal, site_wire.encode_refusal)):
         reply = over_the_wire(encode(record, reply_to=asked))
         assert wire.decode_reply(reply, max_bytes=0) == record
@@ -88,16 +108,28 @@ ONE = {"student/w": np.zeros(3, np.float32)}
         ({"header": ConfigRecord(HEADER)}, 9999, "without arrays"),
         ({"header": ConfigRecord(HEADER), "arrays": packed(ONE, "other")}, 9999, "without arrays"),
         ({"header": ConfigRecord(HEADER), "arrays": packed(ONE, form="npy")}, 9999, "form"),
-        ({"header": ConfigRecord(HEADER), "arrays": packed(ONE, "teacher")}, 9999, "wrong group"),
-        ({"header": ConfigRecord(HEADER), "arrays": packed(b"\x80\x04N.")}, 9999, "safetensors"),
+        ({"header": ConfigRecord(HEADER), "arrays": packed(ONE, "../x")}, 9999, "without arrays"),
         ({"header": ConfigRecord(HEADER), "arrays": packed(ONE)}, 20, "larger than 20 bytes"),
     ],
-    ids=range(10),
+    ids=range(9),
 )
 def test_other_replies_are_refused(asked, records, limit, remedy):
     reply = over_the_wire(Message(RecordDict(records), reply_to=asked))
     with pytest.raises(AgssdError, match=remedy):
         wire.decode_reply(reply, max_bytes=limit)
+
+
+@pytest.mark.parametrize(
+    ("payload", "remedy"),
+    [
+        ({"student": b"\x80\x04N."}, "safetensors"),
+        ({"teacher": weights_to_bytes(ONE)}, "wrong group"),
+    ],
+    ids=["pickle", "group"],
+)
+def test_other_arrays_are_refused_when_they_are_decoded(payload, remedy):
+    with pytest.raises(WeightsError, match=remedy):
+        unpack_whole(payload)
 
 
 def test_a_site_refuses_an_order_without_weights_or_of_another_kind(asked):

@@ -5,6 +5,7 @@ from typing import Literal, Self
 from pydantic import model_validator
 
 from agssd_core.config.node import Node, Range2, ScanModality, ordered, require, within
+from agssd_core.differences import Wire
 
 Cohort = Literal["ct-mr", "us"]
 COHORT_OF: dict[ScanModality, Cohort] = {"CT": "ct-mr", "MR": "ct-mr", "US": "us"}
@@ -136,6 +137,7 @@ class FederationConfig(Node):
         expected_sites: how many the first round waits for, for ``discovery_timeout_s``; also the
             learning-rate rule's sites of a round, hence fixed for a run. 0 is not said.
         keep: how many round checkpoints stay on disk beside the newest; 0 keeps all.
+        wire: how weights travel: ``float32`` whole, or as ``bf16`` or ``int8`` differences.
     """
 
     cohort: Cohort = "ct-mr"
@@ -151,6 +153,7 @@ class FederationConfig(Node):
     stale_decay: float = 0.5
     max_update_norm: float = 0.0
     keep: int = 0
+    wire: Wire = "float32"
     merge: MergeConfig = MergeConfig()
 
     @property

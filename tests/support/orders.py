@@ -4,7 +4,7 @@ import secrets
 
 from agssd_core.config import dump_config, parse_config
 from agssd_core.protocol import PROTOCOL_VERSION, RoundOrder
-from agssd_core.weights import weights_digest
+from agssd_core.weights import schema_digest, schema_of, weights_digest
 
 
 def config_for(**federation):
@@ -26,5 +26,7 @@ def order_for(weights, number=0, config=None, **changes):
         "config": dump_config(config),
         "base_digest": weights_digest(weights),
         "nonce": secrets.token_hex(16),
+        "site": "north",
+        "schema_digest": schema_digest(schema_of(weights)),
     }
     return RoundOrder(**(facts | changes))

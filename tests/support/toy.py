@@ -6,6 +6,7 @@ bits, so that losing them shows.
 
 import json
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
@@ -172,6 +173,7 @@ class Hospital:
     """
 
     cohort = "ct-mr"
+    identities: ClassVar = {}  # site -> its keys; none on an unsigned connection
 
     def __init__(
         self,
@@ -200,7 +202,8 @@ class Hospital:
         def open_site(node_config):
             name = node_config["name"]
             if name not in opened:
-                opened[name] = Site(Path(node_config["site"]), name, self.bench)
+                identity = self.identities.get(name)
+                opened[name] = Site(Path(node_config["site"]), name, self.bench, identity)
             return opened[name]
 
         return make_app(open_site)

@@ -1,0 +1,108 @@
+"""What an order must be before it is carried out: envelope, weights, plan; in this order."""
+
+import hashlib
+
+from agssd_core.config import RunConfig, config_from_json, dump_config
+from agssd_core.differences import decode, unpack_whole
+from agssd_core.envelope import SealedOrder, require_payload, verify
+from agssd_core.errors import (
+    ConfigError,
+    OrderRefusedError,
+    PayloadError,
+    ProtocolError,
+    SignatureError,
+)
+from agssd_core.protocol import HELD, RoundOrder
+from agssd_core.weights import Weights, schema_digest, schema_of, weights_digest
+from client.bases import KeptBase
+from client.identity import Identity
+
+
+def opened(sealed: SealedOrder, *, site: str, identity: Identity | None, kept: KeptBase) -> Weights:
+    """The weights that an order starts from; nothing is decoded before its envelope is checked.
+
+    Args:
+        sealed: as it came; nothing about it is trusted.
+        site: enrolled name.
+        identity: None on an unsigned connection; otherwise only the pinned key is believed.
+        kept: the base that the site keeps of the cohort.
+
+    Raises:
+        OrderRefusedError: ``signature``, ``site``, or ``base`` when the weights are damaged or
+            the site lacks those that they are a difference to; the server then sends them whole.
+        WeightsError: the arrays are not those of the order's own form.
+    """
+    order = sealed.order
+    if identity is not None:
+        try:
+            verify(order, sealed.signature, (identity.server_key,))
+        except SignatureError as error:
+            raise OrderRefusedError(str(error), reason="signature") from None
+    if order.site != site:
+        message = "the order is another site's. Order each site by its own name."
+        raise OrderRefusedError(message, reason="site")
+    try:
+        require_payload(order, sealed.payload)
+    except PayloadError as error:
+        message = f"the order's weights cannot be used ({error}). Send the order again."
+        raise OrderRefusedError(message, reason="base") from None
+    weights = _decoded(sealed, kept)
+    if schema_digest(schema_of(weights)) != order.schema_digest:
+        message = "the order's weights are not of its own schema. Send the order again."
+        raise OrderRefusedError(message, reason="base")
+    return weights
+
+
+def _decoded(sealed: SealedOrder, kept: KeptBase) -> Weights:
+    order = sealed.order
+    same = kept.read(order.base_digest)
+    if same is not None:
+        return same
+    if order.wire == "float32":
+        return unpack_whole(sealed.payload)
+    previous = None if order.wire == HELD else kept.read(order.previous_digest)
+    if previous is None:
+        message = "the site does not hold the base of the order's weights. Send them whole."
+        raise OrderRefusedError(message, reason="base")
+    # Anything but int8 must fit bf16's form, or is refused as damaged.
+    return decode(sealed.payload, previous, wire="int8" if order.wire == "int8" else "bf16")
+
+
+def checked(order: RoundOrder, weights: Weights) -> RunConfig:
+    """Hold an order against its own plan; nothing is trained that the plan does not say.
+
+    Raises:
+        OrderRefusedError: ``plan``, or ``base`` when the weights are not those it names.
+    """
+    try:
+        config = config_from_json(order.config)
+    except (ConfigError, ProtocolError):
+        message = "the order's configuration is not valid here. Use the same version."
+        raise OrderRefusedError(message, reason="plan") from None
+    plan = config.federation
+    fits = (
+        plan.cohort == order.cohort
+        and 0 <= order.round < plan.rounds
+        and order.steps == plan.steps_per_round
+        and order.total_steps == plan.total_steps
+        and order.first_step == order.round * order.steps
+    )
+    if not fits:
+        message = "the order's steps are not those of its own plan. Send the plan's steps."
+        raise OrderRefusedError(message, reason="plan")
+    if weights_digest(weights) != order.base_digest:
+        message = "the order's weights were damaged on the way. Send the order again."
+        raise OrderRefusedError(message, reason="base")
+    return config
+
+
+def plan_hash(config: RunConfig) -> str:
+    """Digest of what decides the bits of a site's training, for stamps.
+
+    Training itself gets the order's configuration. ``stop_on_collapse`` decides whether an
+    update leaves, not what it holds, so a resumed run may turn it on and keeps optimisers.
+    """
+    training = config.training.model_copy(update={"loader_workers": 1})
+    monitor = config.monitor.model_copy(update={"stop_on_collapse": False})
+    plain = config.model_copy(update={"training": training, "monitor": monitor})
+    return hashlib.sha256(dump_config(plain).encode()).hexdigest()

@@ -1,0 +1,149 @@
+"""An enrolled site on line: trainer, executor and node, kept running until they are stopped."""
+
+import secrets
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import tomli_w
+
+from agssd_core.data.catalogue import open_catalogue
+from agssd_core.processes import (
+    LOOPBACK,
+    Child,
+    engine_environment,
+    free_port,
+    python_module,
+    stopping_on_terminate,
+)
+from agssd_core.weights import write_bytes, write_text
+from client.connection import Connection, ca_file, load_connection, node_key_file
+from client.flower_names import require_hooks
+from client.launcher import application_digest
+
+FIRST_PAUSE_S = 2.0
+LONGEST_PAUSE_S = 300.0
+LASTING_S = 120.0
+
+Say = Callable[[str], None]
+
+
+def run_enrolled(site: Path, *, threads: int = 1, allowed: Sequence[str] = (), say: Say) -> None:
+    """Connect an enrolled site to its coordinator and answer orders until interrupted.
+
+    The trainer stays up while the node is started again; a node that ends soon after its start is
+    started again after longer and longer pauses, since a revoked key or a wrong clock does not
+    mend itself in seconds.
+
+    Args:
+        site: folder made by ``agssd-site index`` and ``prepare``, enrolled.
+        threads: CPU threads of the numerical libraries; training takes them from the order.
+        allowed: digests of applications that the site answers; empty is the installed version's.
+        say: where a line for the operator goes.
+
+    Raises:
+        CatalogueError: the folder is not a site.
+        KeyFileError: the site is not enrolled, or its keys are damaged.
+        EngineError: another Flower is installed than this version needs.
+    """
+    catalogue = open_catalogue(site)
+    connection = load_connection(site)
+    require_hooks()
+    counts = [f"{len(catalogue.patients_of(each))} {each}" for each in catalogue.cohorts]
+    home = Path(tempfile.mkdtemp(prefix="agssd-site-"))
+    try:
+        say(
+            f"site {connection.site} (patients: {', '.join(counts) or 'none'}) answers "
+            f"{connection.server}; interrupt to stop"
+        )
+        parts = _parts(
+            site.resolve(), connection, home, threads, allowed or (application_digest(),)
+        )
+        with stopping_on_terminate(), ExitStack() as stack:
+            for part in parts:
+                stack.callback(part.stop)
+            while True:
+                for part in parts:
+                    part.tend(say)
+                time.sleep(0.5)
+    except KeyboardInterrupt:
+        say("stopped; the site's state is on its disk")
+    finally:
+        shutil.rmtree(home, ignore_errors=True)
+
+
+@dataclass
+class _Part:
+    """A process of the site that is started again whenever it ends."""
+
+    name: str
+    command: list[str]
+    environment: dict[str, str]
+    log_file: Path
+    child: Child | None = None
+    started: float = 0.0
+    pause_s: float = FIRST_PAUSE_S
+    not_before: float = 0.0
+
+    def tend(self, say: Say) -> None:
+        """Start the process if it does not run and its pause is over."""
+        now = time.monotonic()
+        if self.child is None:
+            if now >= self.not_before:
+                self.child = Child(
+                    self.command, environment=self.environment, log_file=self.log_file
+                )
+                self.started = now
+            return
+        code = self.child.poll()
+        if code is None:
+            return
+        self.stop()
+        lasted = now - self.started
+        self.pause_s = FIRST_PAUSE_S if lasted > LASTING_S else self.pause_s
+        self.not_before = now + self.pause_s
+        say(
+            f"the {self.name} ended with code {code} after {lasted:.0f} s and starts again in "
+            f"{self.pause_s:.0f} s; `agssd-site preflight` says whether the connection is the cause"
+        )
+        self.pause_s = min(self.pause_s * 2, LONGEST_PAUSE_S)
+
+    def stop(self) -> None:
+        """End it with all its children."""
+        if self.child is not None:
+            self.child.stop()
+            self.child = None
+
+
+def _parts(
+    site: Path, connection: Connection, home: Path, threads: int, allowed: Sequence[str]
+) -> list[_Part]:
+    secret, socket = home / "executor.secret", home / "trainer.sock"
+    write_bytes(secret, secrets.token_bytes(32), private=True)
+    settings = home / "node.toml"
+    shown = {"site": str(site), "name": connection.site, "trainer": str(socket)}
+    write_text(settings, tomli_w.dumps(shown), private=True)
+    environment = engine_environment(home, threads=threads)
+    environment["FLWR_SUPEREXEC_TASK_POLL_INTERVAL"] = "0.2"
+    logs = site / "federation"
+    port = free_port()
+    node = [*python_module("client.launcher"), "node", "--memory", str(logs / "node.id")]
+    for digest in allowed:
+        node += ["--allow", digest]
+    node += ["--", "--root-certificates", str(ca_file(site)), "--superlink", connection.server]
+    node += ["--auth-supernode-private-key", str(node_key_file(site, connection.key_id))]
+    node += ["--host", LOOPBACK, "--port", str(port), "--node-config", str(settings)]
+    node += ["--isolation", "process", "--superexec-auth-secret-file", str(secret)]
+    executor = [*python_module("client.launcher"), "executor", "--", "--insecure"]
+    executor += ["--runtime-api-address", f"{LOOPBACK}:{port}"]
+    executor += ["--superexec-auth-secret-file", str(secret)]
+    trainer = [*python_module("client.trainer"), str(site), connection.site, str(socket)]
+    return [
+        _Part("trainer", trainer, environment, logs / "trainer.log"),
+        _Part("node", node, environment, logs / "node.log"),
+        _Part("executor", executor, environment, logs / "executor.log"),
+    ]
