@@ -81,6 +81,14 @@ class SignatureError(AgssdError):
     """Signed bytes were altered, or signed by another key or for another purpose."""
 
 
+class EnrolmentError(AgssdError):
+    """A kit, a request or an answer of enrolment cannot be taken."""
+
+
+class JournalError(AgssdError):
+    """A journal was tampered with, is damaged, or cannot be written."""
+
+
 class UpdateRejectedError(AgssdError):
     """A site's update was refused.
 

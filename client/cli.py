@@ -25,6 +25,7 @@ from agssd_core.data.grouping import Selection
 from agssd_core.data.index import index_folders
 from agssd_core.data.prepare import prepare_site
 from agssd_core.errors import CatalogueError
+from client import keys_cli
 from client.delineate_cli import delineate
 from client.run import run_site
 from client.supervise import run_enrolled
@@ -118,6 +119,7 @@ def prepare(
 
 
 app.command()(delineate)
+keys_cli.register(app)
 
 
 @app.command()

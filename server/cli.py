@@ -9,6 +9,7 @@ import typer
 from agssd_core.config import load_config
 from agssd_core.console import new_app, say
 from agssd_core.errors import ConfigError
+from server import federation_cli
 from server.cohorts import run_folders
 from server.outcome import RoundOutcome, outcomes_of
 from server.proxy import write_federation_proxy
@@ -18,6 +19,7 @@ from server.serve import serve_on_loopback
 from server.store import RunStore
 
 app = new_app("Coordinate a federation. The server never sees an image.")
+federation_cli.register(app)
 
 ConfigArgument = Annotated[Path, typer.Argument(help="Configuration of the run.")]
 OverridesArgument = Annotated[

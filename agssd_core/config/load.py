@@ -2,9 +2,9 @@
 
 import difflib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from omegaconf import OmegaConf
@@ -15,6 +15,8 @@ from agssd_core.config.presets import PRESETS
 from agssd_core.config.run import RunConfig
 from agssd_core.errors import ConfigError
 
+N = TypeVar("N", bound=BaseModel)
+
 
 def load_config(path: Path | str, overrides: Sequence[str] = ()) -> RunConfig:
     """Read a YAML file, lay it over its preset, apply ``key=value`` overrides, validate.
@@ -22,11 +24,23 @@ def load_config(path: Path | str, overrides: Sequence[str] = ()) -> RunConfig:
     Raises:
         ConfigError: the file cannot be read, or any key or value is wrong; ``problems`` lists all.
     """
-    file = Path(path)
+    return _read(Path(path), lambda content: parse_config(content, overrides))
+
+
+def load_node(path: Path, model: type[N]) -> N:
+    """Read a YAML file that is one node by itself, without preset and overrides.
+
+    Raises:
+        ConfigError: as ``load_config``.
+    """
+    return _read(path, lambda content: _validated(OmegaConf.to_container(content), model))
+
+
+def _read(file: Path, parse: Callable[[Any], N]) -> N:
     if not file.is_file():
         raise ConfigError(f"{file} is not a file. Name a YAML file, as in configs/simulation.yaml.")
     try:
-        return parse_config(OmegaConf.load(file), overrides)
+        return parse(OmegaConf.load(file))
     except ConfigError as error:
         problems = tuple(f"{file}: {problem}" for problem in error.problems)
         raise ConfigError("\n".join(problems), problems) from None
@@ -53,7 +67,7 @@ def parse_config(content: Any, overrides: Sequence[str] = ()) -> RunConfig:
     except (OmegaConfBaseException, TypeError, ValueError, AttributeError) as error:
         first_line = str(error).splitlines()[0]
         raise ConfigError(f"the content is not a mapping of sections ({first_line}).") from None
-    return _validated(plain)
+    return _validated(plain, RunConfig)
 
 
 def dump_config(config: BaseModel) -> str:
@@ -71,28 +85,28 @@ def config_from_json(text: str) -> RunConfig:
         plain = json.loads(text)
     except json.JSONDecodeError:
         raise ConfigError("the configuration is not valid JSON. Send it again.") from None
-    return _validated(plain)
+    return _validated(plain, RunConfig)
 
 
-def _validated(plain: Any) -> RunConfig:
+def _validated(plain: Any, model: type[N]) -> N:
     try:
-        return RunConfig.model_validate(plain)
+        return model.model_validate(plain)
     except ValidationError as error:
-        problems = tuple(line for item in error.errors() for line in _explain(item))
+        problems = tuple(line for item in error.errors() for line in _explain(item, model))
         raise ConfigError("\n".join(problems), problems) from None
 
 
-def _explain(item: Mapping[str, Any]) -> list[str]:
+def _explain(item: Mapping[str, Any], model: type[BaseModel]) -> list[str]:
     where = ".".join(str(part) for part in item["loc"])
     if item["type"] == "extra_forbidden":
-        return [f"{where} is not a known key.{_nearest(item['loc'])}"]
+        return [f"{where} is not a known key.{_nearest(item['loc'], model)}"]
     if item["type"] == "value_error":
         return str(item["ctx"]["error"]).splitlines()
     return [f"{where} = {item['input']!r}: {item['msg']}."]
 
 
-def _nearest(location: Sequence[str | int]) -> str:
-    node: Any = RunConfig
+def _nearest(location: Sequence[str | int], model: type[BaseModel]) -> str:
+    node: Any = model
     for part in location[:-1]:
         field = node.model_fields.get(part) if hasattr(node, "model_fields") else None
         node = field.annotation if field is not None else None
