@@ -11,11 +11,12 @@ from agssd_core.console import new_app, say
 from agssd_core.errors import ConfigError
 from server import federation_cli
 from server.cohorts import run_folders
+from server.federation_folder import load_federation
 from server.outcome import RoundOutcome, outcomes_of
-from server.proxy import write_federation_proxy
+from server.proxy import SUPERLINK_PORT, write_federation_proxy
 from server.report import write_server_report
 from server.run_record import METRICS_FILE
-from server.serve import serve_on_loopback
+from server.serve import serve_run
 from server.store import RunStore
 
 app = new_app("Coordinate a federation. The server never sees an image.")
@@ -34,18 +35,31 @@ def serve(
     loopback: Annotated[
         bool, typer.Option("--loopback", help="Listen on 127.0.0.1 only, without certificates.")
     ] = False,
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free port.")] = 0,
+    federation: Annotated[
+        Path | None,
+        typer.Option("--federation", "-f", help="Folder made by `provision`: serve its sites."),
+    ] = None,
+    port: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            max=65535,
+            help="Port on 127.0.0.1. Left out: 9092 with --federation, a free one with --loopback.",
+        ),
+    ] = None,
 ) -> None:
-    """Run the rounds with sites that connect to this machine; the same command resumes.
+    """Run the rounds with a federation's sites, or with sites on this machine; resumes a run.
 
-    Example: agssd-server serve configs/simulation.yaml --loopback --port 9092
+    Example: agssd-server serve configs/agssd-small.yaml --federation /srv/federation
     """
-    if not loopback:
+    if loopback == (federation is not None):
         raise ConfigError(
-            "this version serves 127.0.0.1 only, because it has no certificates. Add --loopback."
+            "say whom to serve: the sites of a federation, which come in through the proxy "
+            "(--federation FOLDER), or sites on this machine without certificates (--loopback)."
         )
     settings = load_config(config, overrides or ())
-    serve_on_loopback(settings, port=port, say=say, on_round=_say_round)
+    chosen = port if port is not None else 0 if loopback else SUPERLINK_PORT
+    serve_run(settings, federation=federation, port=chosen, say=say, on_round=_say_round)
 
 
 @app.command()
@@ -93,16 +107,18 @@ def proxy_config(
     federation: Annotated[Path, typer.Argument(help="The federation's folder.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="nginx's folder, made if new.")],
     listen: Annotated[
-        str, typer.Option(help="ADDRESS:PORT that sites connect to.")
-    ] = "0.0.0.0:8443",
+        str,
+        typer.Option(help="ADDRESS:PORT to open; the port of federation.yaml if left out."),
+    ] = "",
     port: Annotated[
         int, typer.Option(min=1, max=65535, help="Port of `serve` on this machine.")
-    ] = 9092,
+    ] = SUPERLINK_PORT,
 ) -> None:
     """Write nginx.conf for the one open port: what a site's node calls, and nothing else.
 
     Example: agssd-server proxy-config /srv/federation --out /srv/proxy --listen 0.0.0.0:443
     """
+    listen = listen or str(load_federation(federation).settings.server.port)
     written = write_federation_proxy(federation, out, listen=listen, upstream_port=port)
     say(f"{written}: start it with `nginx -e stderr -p {out.resolve()} -c {written.name}`")
 

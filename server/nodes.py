@@ -102,6 +102,11 @@ class NodeKeeper:
         self._inside: frozenset[str] | None = None
         self._keep()
 
+    @property
+    def count(self) -> int:
+        """How many keys are let in."""
+        return len(self._inside or ())
+
     def __call__(self) -> None:
         """Look again if it is time; what the engine did not do is tried again next time."""
         if time.monotonic() < self._next:

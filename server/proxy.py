@@ -12,6 +12,7 @@ from agssd_core.errors import ConfigError, KeyFileError
 from agssd_core.weights import write_text
 
 CONFIG_FILE = "nginx.conf"
+SUPERLINK_PORT = 9092
 BODY_LIMIT = "16m"  # a chunk of an update has 5 MiB
 FLEET_CALLS = (
     "activate-node",

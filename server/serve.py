@@ -1,7 +1,8 @@
-"""``agssd-server serve --loopback``: SuperLink and run on this machine, until the last round."""
+"""``agssd-server serve``: SuperLink and run on this machine, until the last round."""
 
 import logging
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 
 from agssd_core.config import RunConfig, dump_config
@@ -9,40 +10,47 @@ from agssd_core.errors import AgssdError, CheckpointError, ConfigError
 from agssd_core.processes import LOOPBACK, stopping_on_terminate
 from agssd_core.tracking import require_packages
 from server.cohorts import cohort_stores
+from server.enrolled import active_enrolments
 from server.manifest import require_same_config
+from server.nodes import NodeKeeper
 from server.outcome import RoundOutcome
 from server.report import REPORT_FILE, write_server_report
 from server.store import RunStore
-from server.superlink import run_on, superlink
+from server.superlink import Certificates, SuperLink, run_on, superlink
 from server.tracking import tracking_cohorts
 
 log = logging.getLogger(__name__)
 
 
-def serve_on_loopback(
+def serve_run(
     config: RunConfig,
     *,
+    federation: Path | None = None,
     port: int = 0,
     say: Callable[[str], None],
     on_round: Callable[[RoundOutcome], None] | None = None,
 ) -> None:
-    """Run all rounds with real SuperNodes of this machine; the same call resumes a run.
+    """Run all rounds with real SuperNodes; the same call resumes a run.
 
     ``report.html`` in the run's folder is written again after every round.
 
     Args:
         config: the run's; each cohort's ``federation.expected_sites`` says how many sites to wait
             for.
-        port: where sites connect; 0 takes a free one.
+        federation: folder made by ``agssd-server provision``: enrolled sites come in through the
+            proxy. None serves sites of this machine, without certificates.
+        port: where the SuperLink listens on loopback; 0 takes a free one.
         say: where a line for the operator goes.
         on_round: told of every closed round.
 
     Raises:
         ConfigError: it is not said how many sites to wait for, or a package that tracking needs
             is not installed.
+        KeyFileError: the federation has no certificate, or others can read its key.
         CheckpointError: the run has no round-0 checkpoint, or one of another configuration.
         EngineError: Flower did not start, or the run ended early.
     """
+    certificates = None if federation is None else Certificates.of(federation)
     _require_site_counts(config)
     require_packages(config.tracking)
     folder = Path(config.output) / config.name
@@ -56,12 +64,24 @@ def serve_on_loopback(
     with (
         stopping_on_terminate(),
         tracking_cohorts(config.tracking, stores, run=config.name, on_round=close_round) as told,
-        superlink(config, folder / "engine", port=port) as link,
+        superlink(config, folder / "engine", port=port, certificates=certificates) as link,
     ):
+        keeper = _open_to_sites(link, federation, say=say)
+        run_on(link, config, folder, on_round=told, meanwhile=keeper)
+    say(f"report: {_write_page(folder)}")
+
+
+def _open_to_sites(
+    link: SuperLink, federation: Path | None, *, say: Callable[[str], None]
+) -> NodeKeeper | None:
+    """Say how sites come in; with a federation, what keeps others out while the run goes on."""
+    if federation is None:
         say(f"listening on {LOOPBACK}:{link.port}; connect each site with")
         say(f"  agssd-site run SITE --server {LOOPBACK}:{link.port}")
-        run_on(link, config, folder, on_round=told)
-    say(f"report: {_write_page(folder)}")
+        return None
+    keeper = NodeKeeper(link, lambda: active_enrolments(federation, datetime.now(UTC)), say=say)
+    say(f"listening on {LOOPBACK}:{link.port} for the proxy; {keeper.count} key(s) enrolled")
+    return keeper
 
 
 def _require_site_counts(config: RunConfig) -> None:
