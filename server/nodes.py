@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 NODES_FILE = "nodes.json"
 _GONE = "unregistered"
 _IN_USE = "[code: 23]"  # the engine's "public key already in use"
-_COMMAND_TIMEOUT_S = 60.0
+_COMMAND_TIMEOUT_S = 180.0
 
 
 def register_nodes(link: SuperLink, enrolments: Iterable[Enrolment]) -> dict[str, int]:
