@@ -22,7 +22,7 @@ from server.federation_folder import load_federation
 from server.live_page import live_page
 from server.nodes import NodeKeeper
 from server.outcome import RoundOutcome
-from server.proxy import write_federation_proxy
+from server.proxy import SUPERLINK_PORT, write_federation_proxy
 from server.serve import require_site_counts, rounds_left, write_page, writing_page
 from server.signed_run import signed_run
 from server.superlink import Certificates, Submission, run_on, superlink
@@ -38,7 +38,7 @@ class Door:
     Attributes:
         listen: ADDRESS:PORT of the proxy; empty is all interfaces at the federation's port.
         own_proxy: start nginx; False when the machine's own nginx has the configuration.
-        port: of the SuperLink, on loopback; 0 takes a free one.
+        port: of the SuperLink, on loopback; 0 takes a free one, or without our own proxy 9092.
     """
 
     listen: str = ""
@@ -83,6 +83,7 @@ def serve_federation(
         return
     chronicle = signed_run(federation, folder)["chronicle"]
     listen = door.listen or f"0.0.0.0:{settings.server.port}"
+    port = door.port or (0 if door.own_proxy else SUPERLINK_PORT)
     with ExitStack() as stack:
         stack.enter_context(stopping_on_terminate())
         told = stack.enter_context(
@@ -91,7 +92,7 @@ def serve_federation(
             )
         )
         link = stack.enter_context(
-            superlink(config, folder / "engine", port=door.port, certificates=certificates)
+            superlink(config, folder / "engine", port=port, certificates=certificates)
         )
         keeper = NodeKeeper(link, lambda: active_enrolments(federation, datetime.now(UTC)), say=say)
         if door.own_proxy:
