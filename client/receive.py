@@ -1,6 +1,7 @@
 """What an order must be before it is carried out: envelope, weights, plan; in this order."""
 
 import hashlib
+from pathlib import Path
 
 from agssd_core.config import RunConfig, config_from_json, dump_config
 from agssd_core.differences import decode, unpack_whole
@@ -18,18 +19,19 @@ from client.bases import KeptBase
 from client.identity import Identity
 
 
-def opened(sealed: SealedOrder, *, site: str, identity: Identity | None, kept: KeptBase) -> Weights:
+def opened(sealed: SealedOrder, *, site: str, identity: Identity | None, folder: Path) -> Weights:
     """The weights that an order starts from; nothing is decoded before its envelope is checked.
 
     Args:
         sealed: as it came; nothing about it is trusted.
         site: enrolled name.
         identity: None on an unsigned connection; otherwise only the pinned key is believed.
-        kept: the base that the site keeps of the cohort.
+        folder: the site's, where it keeps the cohort's last base.
 
     Raises:
-        OrderRefusedError: ``signature``, ``site``, or ``base`` when the weights are damaged or
-            the site lacks those that they are a difference to; the server then sends them whole.
+        OrderRefusedError: ``signature``, ``site``, ``cohort``, or ``base`` when the weights are
+            damaged or the site lacks those that they are a difference to; the server then sends
+            them whole.
         WeightsError: the arrays are not those of the order's own form.
     """
     order = sealed.order
@@ -46,7 +48,7 @@ def opened(sealed: SealedOrder, *, site: str, identity: Identity | None, kept: K
     except PayloadError as error:
         message = f"the order's weights cannot be used ({error}). Send the order again."
         raise OrderRefusedError(message, reason="base") from None
-    weights = _decoded(sealed, kept)
+    weights = _decoded(sealed, KeptBase.of(folder, order.cohort))
     if schema_digest(schema_of(weights)) != order.schema_digest:
         message = "the order's weights are not of its own schema. Send the order again."
         raise OrderRefusedError(message, reason="base")

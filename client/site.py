@@ -121,8 +121,7 @@ class Site:
 
     def answer(self, sealed: SealedOrder) -> SealedUpdate:
         """Open an order as it came, and carry it out (see ``opened`` and ``train_round``)."""
-        kept = KeptBase.of(self.folder, sealed.order.cohort)
-        weights = opened(sealed, site=self.name, identity=self.identity, kept=kept)
+        weights = opened(sealed, site=self.name, identity=self.identity, folder=self.folder)
         return self.train_round(sealed.order, weights)
 
     def decline(self, refusal: Refusal) -> SealedRefusal:

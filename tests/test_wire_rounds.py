@@ -81,18 +81,11 @@ def test_a_first_order_is_whole_and_later_ones_are_differences(hospital, wire):
     run = hospital(wire=wire)
     ordered = Ordered(run)
     run.run(grid=ordered.grid)
-    assert {number: set(sum(forms, [])) for number, forms in _by_round(ordered).items()} == {
-        "0": {"float32"},
-        "1": {wire},
-        "2": {wire},
+    assert ordered.seen == {
+        (site, str(number)): [wire if number else "float32"]
+        for site in run.sites
+        for number in range(3)
     }
-
-
-def _by_round(ordered):
-    found = {}
-    for (_, number), forms in sorted(ordered.seen.items()):
-        found.setdefault(number, []).append(forms)
-    return found
 
 
 @CODED
