@@ -97,7 +97,7 @@ class Site:
         """
         require_envelope(sealed, site=self.name, identity=self.identity)
         self.guard.admit(sealed.order)
-        weights = opened(sealed, kept=KeptBase.of(self.folder, sealed.order.cohort))
+        weights = opened(sealed, folder=self.folder)
         update = self.train_round(sealed.order, weights)
         head = self.guard.sent(sealed.order, update.header)
         header = replace(update.header, journal=head)

@@ -9,7 +9,8 @@ from agssd_core.config import load_config
 from agssd_core.console import new_app, say
 from agssd_core.errors import ConfigError
 from server import federation_cli
-from server.proxy import write_federation_proxy
+from server.federation_folder import load_federation
+from server.proxy import SUPERLINK_PORT, write_federation_proxy
 from server.report import write_server_report
 from server.rounds_cli import page, pause, require_rounds, resume, rounds, say_round, stop
 from server.serve import serve_on_loopback
@@ -93,16 +94,18 @@ def proxy_config(
     federation: Annotated[Path, typer.Argument(help="The federation's folder.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="nginx's folder, made if new.")],
     listen: Annotated[
-        str, typer.Option(help="ADDRESS:PORT that sites connect to.")
-    ] = "0.0.0.0:8443",
+        str,
+        typer.Option(help="ADDRESS:PORT to open; the port of federation.yaml if left out."),
+    ] = "",
     port: Annotated[
         int, typer.Option(min=1, max=65535, help="Port of `serve` on this machine.")
-    ] = 9092,
+    ] = SUPERLINK_PORT,
 ) -> None:
     """Write nginx.conf for the one open port: what a site's node calls, and nothing else.
 
     Example: agssd-server proxy-config /srv/federation --out /srv/proxy --listen 0.0.0.0:443
     """
+    listen = listen or str(load_federation(federation).settings.server.port)
     written = write_federation_proxy(federation, out, listen=listen, upstream_port=port)
     say(f"{written}: start it with `nginx -e stderr -p {out.resolve()} -c {written.name}`")
 

@@ -18,7 +18,7 @@ from agssd_core.config import dump_config, parse_config
 from agssd_core.console import progress_bar
 from agssd_core.errors import ConfigError
 from agssd_core.processes import free_port
-from server.serve import serve_run
+from server.serve import serve_on_loopback
 from server.store import RunStore
 from simulation import run as simulation_run
 from simulation.cli import app
@@ -210,10 +210,10 @@ def test_serving_asks_for_the_number_of_sites_of_each_cohort(tmp_path):
     plan = {**PLAN, "expected_sites": 0}
     config = configured(tmp_path, federation=plan)
     with pytest.raises(ConfigError, match=r"^federation\.expected_sites is 0"):
-        serve_run(config, say=str)
+        serve_on_loopback(config, say=str)
     config = configured(tmp_path, anaus={**SMALL["anaus"], "federation": plan})
     with pytest.raises(ConfigError, match=r"^anaus\.federation\.expected_sites is 0"):
-        serve_run(config, say=str)
+        serve_on_loopback(config, say=str)
 
 
 def test_beginning_a_run_twice_changes_nothing(tmp_path):

@@ -4,7 +4,7 @@ from typer.testing import CliRunner
 
 from server.cli import app
 from server.report import REPORT_FILE
-from server.serve import serve_run, writing_page
+from server.serve import serve_on_loopback, writing_page
 from tests.support.toy import Hospital
 
 
@@ -34,7 +34,7 @@ def test_serving_a_complete_run_leaves_its_page(tmp_path):
     hospital.run()
     config = hospital.config.model_copy(update={"name": "run", "output": str(tmp_path)})
     lines = []
-    serve_run(config, say=lines.append)
+    serve_on_loopback(config, say=lines.append)
     assert any("complete" in line for line in lines)
     assert (hospital.store.folder / REPORT_FILE).is_file()
 
@@ -44,7 +44,7 @@ def test_a_page_that_cannot_be_written_ends_no_run(tmp_path, caplog):
     hospital.run()
     (hospital.store.folder / REPORT_FILE).mkdir()
     config = hospital.config.model_copy(update={"name": "run", "output": str(tmp_path)})
-    serve_run(config, say=str)
+    serve_on_loopback(config, say=str)
     assert "the report could not be written" in caplog.text
 
 

@@ -8,7 +8,7 @@ from agssd_core.config import TrackingConfig, parse_config
 from agssd_core.console import progress_bar
 from agssd_core.errors import ConfigError
 from agssd_core.tracking import open_tracker
-from server.serve import serve_run
+from server.serve import serve_on_loopback
 from server.tracking import tracking_rounds
 from simulation.run import run_simulation
 from tests.support.toy import Hospital
@@ -142,5 +142,5 @@ def test_a_missing_package_stops_a_simulation_before_anything_is_made(
     assert not (tmp_path / "runs").exists()
     settings["federation"] = {"expected_sites": 2}
     with pytest.raises(ConfigError, match=r"pip install 'agssd-federation\[tracking\]'"):
-        serve_run(parse_config(settings), say=str)
+        serve_on_loopback(parse_config(settings), say=str)
     assert not (tmp_path / "runs").exists()
