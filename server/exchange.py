@@ -20,6 +20,7 @@ from server.envelope import open_update, require_own_refusal
 from server.loop import LateOrder, RoundLoop
 from server.manifest import Checkpoint
 from server.spool import RoundSpool
+from server.statements import ledger_head, note_statement
 
 log = logging.getLogger(__name__)
 
@@ -144,6 +145,7 @@ class RoundExchange:
             payload_digests=digests_of(parcel.payload),
             payload_sizes=sizes_of(parcel.payload),
             journal="" if self.loop.chronicle is None else self.loop.chronicle.head(),
+            ledger=ledger_head(self.loop.store.folder, site),
         )
         return SealedOrder(order, parcel.payload, sign(order, None if keys is None else keys.own))
 
@@ -177,6 +179,7 @@ class RoundExchange:
             "bytes_down": float(self.bytes_down[sent.site]),
             "seconds": self.loop.clock() - sent.pushed,
         }
+        note_statement(self.loop.store.folder, update.header)
         self.spool.add(update, note=note)
         self.loop.board.admitted(sent.site, size=int(note["bytes_up"]))
         if self.rules.wire != "float32":  # a site keeps the base of what it answered

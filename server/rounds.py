@@ -37,6 +37,7 @@ from server.members import Members
 from server.merge import MergeResult, MergeState, merge_round, site_weights
 from server.outcome import RoundOutcome, round_rows
 from server.spool import RoundSpool
+from server.statements import told
 from server.store import RunStore
 
 log = logging.getLogger(__name__)
@@ -296,6 +297,6 @@ def _save(
         config=dump_config(loop.config),
         sites=tuple(shares),
         shares={site: float(share) for site, share in shares.items()},
-        extra={"enrolled": dict(sorted(exchange.enrolled.items())), **after.extra},
+        extra={**told(loop.store.folder, exchange.enrolled), **after.extra},
     )
     loop.store.save_round(record, after.weights, state=after.state)
