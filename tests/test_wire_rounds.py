@@ -81,7 +81,10 @@ def test_a_first_order_is_whole_and_later_ones_are_differences(hospital, wire):
     run = hospital(wire=wire)
     ordered = Ordered(run)
     run.run(grid=ordered.grid)
-    assert {number: {form for each in forms for form in each} for number, forms in _by_round(ordered).items()} == {
+    assert {
+        number: {form for each in forms for form in each}
+        for number, forms in _by_round(ordered).items()
+    } == {
         "0": {"float32"},
         "1": {wire},
         "2": {wire},
