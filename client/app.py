@@ -42,7 +42,7 @@ def make_app(open_site: SiteOpener) -> ClientApp:
 
 @dataclass
 class _Asked:
-    """The order or question under way, for a refusal that names it, and who would sign it."""
+    """The order or question under way, and the site that notes and signs a refusal."""
 
     order: RoundOrder | None = None
     query: SiteQuery | None = None
@@ -85,6 +85,8 @@ def _refused(message: Message, error: OrderRefusedError, asked: _Asked) -> Messa
     if asked.order is None and not other_cohort:
         return wire.encode_fault(str(error), reply_to=message)
     order = asked.order
+    if order is not None and asked.site is not None:
+        asked.site.guard.refused(order, error.reason)
     refusal = Refusal(
         protocol=PROTOCOL_VERSION,
         site=asked.site.name if asked.site is not None and order is not None else "",

@@ -27,6 +27,9 @@ from agssd_core.data.prepare import prepare_site
 from agssd_core.errors import CatalogueError
 from client import keys_cli
 from client.delineate_cli import delineate
+from client.policy import allowed_applications
+from client.policy_cli import app as policy_app
+from client.preflight_cli import preflight
 from client.run import run_site
 from client.supervise import run_enrolled
 
@@ -119,6 +122,8 @@ def prepare(
 
 
 app.command()(delineate)
+app.add_typer(policy_app, name="policy")
+app.command()(preflight)
 keys_cli.register(app)
 
 
@@ -187,7 +192,7 @@ def run(
     if server:
         run_site(site, server=server, name=name, say=say)
     else:
-        run_enrolled(site, say=say)
+        run_enrolled(site, allowed=allowed_applications(site), say=say)
 
 
 @app.command()

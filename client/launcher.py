@@ -29,14 +29,15 @@ from typing import Any
 from flwr.app import Error, Message, RecordDict
 from flwr.common.constant import ErrorCode
 
-from agssd_core.application import application_toml
+from agssd_core.application import CODE_DECLINED, application_toml
+from agssd_core.errors import AgssdError
 from agssd_core.weights import write_text
 from client.flower_names import require_hooks
+from client.site_journal import SiteJournal
 
 log = logging.getLogger(__name__)
 
 POLL_S = 0.3
-_CODE_REFUSED = "declined-code"
 
 
 def application_digest() -> str:
@@ -48,17 +49,21 @@ def application_digest() -> str:
         return hashlib.sha256(build_fab_from_disk(Path(name))).hexdigest()
 
 
-def run_node(arguments: list[str], *, allowed: frozenset[str], memory: Path) -> None:
+def run_node(
+    arguments: list[str], *, allowed: frozenset[str], memory: Path, site: Path | None = None
+) -> None:
     """Become a SuperNode.
 
     Args:
         arguments: of ``flower-supernode``.
         allowed: digests of bundles that this site answers.
         memory: file that remembers the node's id, for a start after ``kill -9``.
+        site: folder whose journal notes an application that was declined.
     """
     require_hooks()
     engine = _module("flwr.supernode.start_client_internal")
-    engine._pull_and_store_message = _guarding(engine._pull_and_store_message, engine, allowed)
+    pull = engine._pull_and_store_message
+    engine._pull_and_store_message = _guarding(pull, engine, allowed, journal=site)
     engine._init_connection = _signing_off_first(engine._init_connection, memory)
     engine.time = _impatient()
     _without_exception_texts()
@@ -109,7 +114,9 @@ class _CodeRefusedError(Exception):
     """The bundle is not on the site's list."""
 
 
-def _guarding(pull: Callable[..., Any], engine: Any, allowed: frozenset[str]) -> Callable[..., Any]:
+def _guarding(
+    pull: Callable[..., Any], engine: Any, allowed: frozenset[str], *, journal: Path | None = None
+) -> Callable[..., Any]:
     """The engine's pull, with the bundle's digest checked before anything opens it."""
 
     def guarded(**given: Any) -> Any:
@@ -133,12 +140,23 @@ def _guarding(pull: Callable[..., Any], engine: Any, allowed: frozenset[str]) ->
             return pull(**(given | {"receive": receive, "get_fab": get_fab}))
         except _CodeRefusedError:
             log.warning("declined: the application is not one that this site allows")
+            _note_declined(journal)
             message = seen[-1]
-            refusal = Message(Error(ErrorCode.INVALID_FAB, _CODE_REFUSED), reply_to=message)
+            refusal = Message(Error(ErrorCode.INVALID_FAB, CODE_DECLINED), reply_to=message)
             engine._insert_message(refusal, given["state"], given["object_store"])
             return message.metadata.run_id
 
     return guarded
+
+
+def _note_declined(site: Path | None) -> None:
+    """In the site's journal; what cannot be noted stays declined."""
+    journal = None if site is None else SiteJournal.of(site)
+    try:
+        if journal is not None:
+            journal.append("refusal", {"reason": "policy-code"})
+    except (AgssdError, OSError) as error:
+        log.error("a refusal could not be journalled (%s)", type(error).__name__)
 
 
 def _signing_off_first(connect: Callable[..., Any], memory: Path) -> Callable[..., Any]:
@@ -244,18 +262,20 @@ class _ForkingExecutor:
 
 
 def main() -> None:
-    """``python -m client.launcher node|executor [--allow DIGEST] [--memory FILE] -- ARGUMENTS``."""
+    """``python -m client.launcher node|executor [OPTIONS] -- ARGUMENTS OF FLOWER``."""
     split = sys.argv.index("--")
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("role", choices=("node", "executor"))
     parser.add_argument("--allow", action="append", default=[])
     parser.add_argument("--memory", type=Path)
+    parser.add_argument("--site", type=Path)
     given = parser.parse_args(sys.argv[1:split])
     arguments = sys.argv[split + 1 :]
     if given.role == "executor":
         run_executor(arguments)
     else:
-        run_node(arguments, allowed=frozenset(given.allow), memory=given.memory)
+        allowed = frozenset(given.allow)
+        run_node(arguments, allowed=allowed, memory=given.memory, site=given.site)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from agssd_core.config import MergeConfig
+from agssd_core.config.policy import LeavesPolicy
 from agssd_core.errors import TrainingError, WeightsError
 from agssd_core.protocol import (
     PROTOCOL_VERSION,
@@ -23,6 +24,7 @@ from agssd_core.weights import (
     schema_of,
     weights_digest,
 )
+from client.objections import metrics_that_leave, require_may_leave
 
 MAX_METRICS = 128
 _METRIC_NAME = re.compile(r"[a-z0-9_]{1,48}")
@@ -42,6 +44,7 @@ def release(
     site: str,
     patient_count: int,
     metrics: Mapping[str, float],
+    leaves: LeavesPolicy | None = None,
 ) -> SiteUpdate:
     """Check what is about to leave and put it into its envelope.
 
@@ -52,12 +55,15 @@ def release(
         site: enrolled name.
         patient_count: patients behind the training data.
         metrics: name -> value; only short names and finite numbers leave.
+        leaves: what the site's owner lets out; None sets no further limit.
 
     Raises:
         WeightsError: an array is not on the list, missing, of another shape or not finite.
         TrainingError: a metric is not a finite number under a plain name.
+        OrderRefusedError: an array is one that the owner keeps.
     """
     require_schema(weights, schema)
+    require_may_leave(schema, leaves)
     for name, array in weights.items():
         if not np.isfinite(array).all():
             raise WeightsError(
@@ -76,7 +82,7 @@ def release(
         nonce=order.nonce,
         schema_digest=schema_digest(schema_of(weights)),
         weights_digest=weights_digest(weights),
-        metrics=_plain_numbers(metrics),
+        metrics=_plain_numbers(metrics_that_leave(metrics, leaves)),
     )
     return SiteUpdate(header, weights)
 

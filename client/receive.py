@@ -1,6 +1,7 @@
 """What an order must be before it is carried out: envelope, weights, plan; in this order."""
 
 import hashlib
+from pathlib import Path
 
 from agssd_core.config import RunConfig, config_from_json, dump_config
 from agssd_core.differences import decode, unpack_whole
@@ -18,19 +19,16 @@ from client.bases import KeptBase
 from client.identity import Identity
 
 
-def opened(sealed: SealedOrder, *, site: str, identity: Identity | None, kept: KeptBase) -> Weights:
-    """The weights that an order starts from; nothing is decoded before its envelope is checked.
+def require_envelope(sealed: SealedOrder, *, site: str, identity: Identity | None) -> None:
+    """Check who sent an order, to whom, and that its parts are those it declares.
 
     Args:
-        sealed: as it came; nothing about it is trusted.
+        sealed: as it came; nothing about it is trusted, and nothing is decoded.
         site: enrolled name.
         identity: None on an unsigned connection; otherwise only the pinned key is believed.
-        kept: the base that the site keeps of the cohort.
 
     Raises:
-        OrderRefusedError: ``signature``, ``site``, or ``base`` when the weights are damaged or
-            the site lacks those that they are a difference to; the server then sends them whole.
-        WeightsError: the arrays are not those of the order's own form.
+        OrderRefusedError: ``signature``, ``site``, or ``base`` when the parts are damaged.
     """
     order = sealed.order
     if identity is not None:
@@ -46,7 +44,22 @@ def opened(sealed: SealedOrder, *, site: str, identity: Identity | None, kept: K
     except PayloadError as error:
         message = f"the order's weights cannot be used ({error}). Send the order again."
         raise OrderRefusedError(message, reason="base") from None
-    weights = _decoded(sealed, kept)
+
+
+def opened(sealed: SealedOrder, *, folder: Path) -> Weights:
+    """The weights that an order starts from.
+
+    Args:
+        sealed: with an envelope that was checked.
+        folder: the site's, where it keeps the cohort's last base.
+
+    Raises:
+        OrderRefusedError: ``cohort``, or ``base`` when the site lacks the weights that these are a difference
+            to; the server then sends them whole.
+        WeightsError: the arrays are not those of the order's own form.
+    """
+    order = sealed.order
+    weights = _decoded(sealed, KeptBase.of(folder, order.cohort))
     if schema_digest(schema_of(weights)) != order.schema_digest:
         message = "the order's weights are not of its own schema. Send the order again."
         raise OrderRefusedError(message, reason="base")

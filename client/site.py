@@ -2,10 +2,10 @@
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Protocol, get_args
+from typing import get_args
 
 from agssd_core.config import Cohort, RunConfig
 from agssd_core.config.node import name_problem
@@ -23,58 +23,20 @@ from agssd_core.protocol import (
 from agssd_core.training.checkpoint import StateStamp
 from agssd_core.weights import Weights, group, schema_of
 from client.bases import KeptBase
+from client.contracts import SiteFacts, Trainer, Workbench
 from client.identity import Identity, KeyPlace, key_place
 from client.memory import LastRound, RunMemory
+from client.objections import require_may_leave
 from client.outbound import leaving, release
-from client.receive import checked, opened, plan_hash
+from client.policy import Guard, Recorder
+from client.receive import checked, opened, plan_hash, require_envelope
 from client.sending import packed, signed
+from client.site_journal import SiteJournal
 from client.start import Start, start_of_round
 
 log = logging.getLogger(__name__)
 
 COHORTS: tuple[Cohort, ...] = get_args(Cohort)
-
-
-class Trainer(Protocol):
-    """Trains at one site: ``SiteTrainer`` for volumes, ``AnausTrainer`` for ultrasound."""
-
-    def load(self, weights: Weights) -> None:
-        """Take student, teacher and state; optimiser and monitor stay as they are."""
-
-    def shared_weights(self) -> Weights:
-        """Copies of student, teacher and state."""
-        ...
-
-    def train_steps(self, first_step: int, steps: int, total_steps: int) -> dict[str, float]:
-        """Take exactly ``steps`` optimiser steps; finite metrics."""
-        ...
-
-    def save_state(self, folder: Path, stamp: StateStamp) -> None:
-        """Write optimiser, monitor window and counters."""
-
-    def load_state(self, folder: Path, stamp: StateStamp) -> bool:
-        """Read them back; False, and a warm-up again, when they are lost."""
-        ...
-
-
-@dataclass(frozen=True)
-class SiteFacts:
-    """What a site has for a cohort, from its catalogue: volumes, or clips of ultrasound."""
-
-    patient_count: int
-    volume_count: int
-
-
-class Workbench(Protocol):
-    """How a site opens its catalogue and its trainer."""
-
-    def facts(self, folder: Path, cohort: Cohort) -> SiteFacts:
-        """Read the catalogue's counts; no patient, and the site is not of the cohort."""
-        ...
-
-    def trainer(self, folder: Path, config: RunConfig, *, site: str) -> Trainer:
-        """Open the cohort's prepared scans and build model and optimiser."""
-        ...
 
 
 @dataclass
@@ -93,13 +55,20 @@ class Site:
 
     Attributes:
         identity: keys of a signed connection; None believes and signs nothing.
+        recorder: the site's journal; None at a site without a signing key.
     """
 
     folder: Path
     name: str
     workbench: Workbench
     identity: Identity | None = None
+    recorder: Recorder | None = None
     _warm: dict[str, _Warm] = field(default_factory=dict, repr=False)
+
+    @property
+    def guard(self) -> Guard:
+        """The policy of the site's owner."""
+        return Guard(self.folder, self.recorder)
 
     def hello(self, query: SiteQuery) -> SiteHello:
         """Say who we are.
@@ -120,10 +89,19 @@ class Site:
         )
 
     def answer(self, sealed: SealedOrder) -> SealedUpdate:
-        """Open an order as it came, and carry it out (see ``opened`` and ``train_round``)."""
-        kept = KeptBase.of(self.folder, sealed.order.cohort)
-        weights = opened(sealed, site=self.name, identity=self.identity, kept=kept)
-        return self.train_round(sealed.order, weights)
+        """Open an order as it came, and carry it out (see ``opened`` and ``train_round``).
+
+        Raises:
+            OrderRefusedError: the envelope is not right, or the owner's policy forbids the order;
+                nothing that came along was decoded then.
+        """
+        require_envelope(sealed, site=self.name, identity=self.identity)
+        self.guard.admit(sealed.order)
+        weights = opened(sealed, folder=self.folder)
+        update = self.train_round(sealed.order, weights)
+        head = self.guard.sent(sealed.order, update.header)
+        header = replace(update.header, journal=head)
+        return signed(SealedUpdate(header, update.payload), self.identity)
 
     def decline(self, refusal: Refusal) -> SealedRefusal:
         """Sign a refusal."""
@@ -143,6 +121,9 @@ class Site:
         """
         facts = self._facts(order.protocol, order.cohort)
         config = checked(order, weights)
+        # Now, rather than after hours of training; and again when it leaves.
+        asked = schema_of(leaving(weights, config.federation.merge))
+        require_may_leave(asked, self.guard.leaves())
         plan = plan_hash(config)
         memory = RunMemory.of(self.folder, order.run)
         with memory.locked():
@@ -191,6 +172,7 @@ class Site:
             site=self.name,
             patient_count=facts.patient_count,
             metrics=metrics | start.metrics(merge.student),
+            leaves=self.guard.leaves(),
         )
         before = last is not None and last.plan_hash == plan and last.round < order.round
         residual = memory.residual(last) if before and last is not None else {}
@@ -258,7 +240,8 @@ def open_site(
     """The site of a folder; within a process always the same one, so its trainer stays warm."""
     key = (folder.resolve(), name, id(workbench), keys)
     if key not in _OPEN:
-        _OPEN[key] = Site(key[0], name, workbench, keys.load() if keys else None)
+        identity = keys.load() if keys else None
+        _OPEN[key] = Site(key[0], name, workbench, identity, SiteJournal.of(key[0]))
     return _OPEN[key]
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from agssd_core.config import Cohort, RunConfig
 from agssd_core.data.catalogue import open_catalogue
-from client.site import SiteFacts, Trainer
+from client.contracts import SiteFacts, Trainer
 
 
 class AgssdWorkbench:

@@ -9,7 +9,9 @@ import pytest
 from flwr.app import RecordDict
 
 from agssd_core.errors import EngineError
+from agssd_core.journal import entries_of, verify_journal
 from client import flower_names, launcher
+from tests.support.enrolled import enrol
 
 
 def test_this_flower_has_every_name_that_we_rely_on():
@@ -53,9 +55,9 @@ class Engine:
         self.opened.append(get_fab(self.named, 1))
         return message.metadata.run_id
 
-    def run(self, named, allowed):
+    def run(self, named, allowed, journal=None):
         self.named = named
-        guarded = launcher._guarding(self.pull, self, frozenset(allowed))
+        guarded = launcher._guarding(self.pull, self, frozenset(allowed), journal=journal)
         return guarded(
             receive=lambda: (self.message, None),
             get_fab=lambda *_: self.fab,
@@ -86,7 +88,16 @@ def test_another_bundle_is_refused_before_anything_opens_it(content, named, allo
     engine = Engine(content)
     assert engine.run(named, allowed) is not None
     assert engine.opened == []
-    assert [reply.error.reason for reply in engine.replies] == ["declined-code"]
+    assert [reply.error.reason for reply in engine.replies] == ["declined-policy-code"]
+
+
+def test_a_refused_bundle_stands_in_the_sites_journal(tmp_path):
+    public = enrol(tmp_path)
+    Engine(CONTENT).run(DIGEST, [], journal=tmp_path)
+    Engine(CONTENT).run(DIGEST, [DIGEST], journal=tmp_path)
+    assert verify_journal(tmp_path, public).head[0] == 1
+    (entry,) = entries_of(tmp_path)
+    assert (entry.kind, entry.facts) == ("refusal", {"reason": "policy-code"})
 
 
 def test_an_error_reply_says_the_class_and_none_of_the_words():
