@@ -55,6 +55,8 @@ def _provisioned(folder, sites, port):
         request = site / "keys" / "request.json"
         _do(server_app, "admit", request, "--federation", federation, "--answer", answer)
         _do(site_app, "enrol", "--site", site, "--answer", answer)
+        # The test's steps are fewer and smaller than a hospital should allow.
+        (site / "policy.yaml").write_text("work: {least_steps: 1, least_batch: 1, least_images: 1}")
     return federation
 
 
