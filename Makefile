@@ -7,7 +7,7 @@ export FLWR_TELEMETRY_ENABLED := 0
 export FLWR_DISABLE_UPDATE_CHECK := 1
 export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION := 1
 
-.PHONY: demo test lint bench slow install clean
+.PHONY: demo test lint bench slow install wheelhouse clean
 
 demo: $(STAMP)
 	$(BIN)/agssd-sim run configs/simulation.yaml
@@ -30,6 +30,10 @@ bench: $(STAMP)
 	$(BIN)/python -m benchmarks
 
 install: $(STAMP)
+
+# For machines without a network; see docs/deploy.md.
+wheelhouse: $(STAMP)
+	PYTHON=$(BIN)/python deploy/wheelhouse.sh wheelhouse tracking
 
 # torch first and by its exact version: a range would let pip bring another build.
 $(STAMP): pyproject.toml constraints.txt

@@ -8,6 +8,9 @@ import tomli_w
 
 from agssd_core.protocol import PROTOCOL_VERSION
 
+CODE_DECLINED = "declined-policy-code"
+"""What a site answers to a bundle that is not on its list."""
+
 SITE_COMPONENT = "client.app:app"
 
 
@@ -30,7 +33,7 @@ def application_toml(site_component: str = SITE_COMPONENT) -> str:
                 "app": {
                     "publisher": "agssd",
                     "components": {"serverapp": "server.app:app", "clientapp": site_component},
-                    "config": {"config": "", "run-folder": ""},
+                    "config": {"config": "", "run-folder": "", "federation": ""},
                 }
             }
         },

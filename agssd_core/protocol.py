@@ -112,6 +112,8 @@ class RoundOrder(Record):
             weights of ``previous_digest``; ``held``, nothing.
         schema_digest: of the round's weights.
         payload_digests, payload_sizes: SHA-256 and bytes of each part that comes along.
+        journal: ``SEQUENCE:DIGEST``, the head of the sender's journal; the receiver notes it, so
+            that neither can cut its journal short unnoticed. Empty without journals.
     """
 
     sender = "server"
@@ -132,6 +134,7 @@ class RoundOrder(Record):
     schema_digest: str = ""
     payload_digests: dict[str, str] = field(default_factory=dict)
     payload_sizes: dict[str, int] = field(default_factory=dict)
+    journal: str = ""
 
 
 @dataclass(frozen=True)
@@ -173,6 +176,7 @@ class UpdateHeader(Record):
         weights_digest: of the arrays that the server has after decoding.
         wire: ``float32``, ``bf16`` or ``int8``; the latter are differences to the base.
         payload_digests, payload_sizes: SHA-256 and bytes of each part as it travels.
+        journal: as in an order.
     """
 
     sender = "site"
@@ -192,6 +196,7 @@ class UpdateHeader(Record):
     wire: str = "float32"
     payload_digests: dict[str, str] = field(default_factory=dict)
     payload_sizes: dict[str, int] = field(default_factory=dict)
+    journal: str = ""
 
 
 @dataclass(frozen=True)

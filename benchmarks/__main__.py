@@ -19,6 +19,7 @@ MODULES = (
     "bench_rounds",
     "bench_merge",
     "bench_regions",
+    "bench_wire",
 )
 PACKAGES = ("torch", "monai", "flwr", "blosc2", "numpy")
 CONTEXT = """# Benchmarks

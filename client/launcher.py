@@ -29,7 +29,7 @@ from typing import Any
 from flwr.app import Error, Message, RecordDict
 from flwr.common.constant import ErrorCode
 
-from agssd_core.application import application_toml
+from agssd_core.application import CODE_DECLINED, application_toml
 from agssd_core.errors import AgssdError
 from agssd_core.weights import write_text
 from client.flower_names import require_hooks
@@ -38,7 +38,6 @@ from client.site_journal import SiteJournal
 log = logging.getLogger(__name__)
 
 POLL_S = 0.3
-_CODE_REFUSED = "declined-policy-code"
 
 
 def application_digest() -> str:
@@ -143,7 +142,7 @@ def _guarding(
             log.warning("declined: the application is not one that this site allows")
             _note_declined(journal)
             message = seen[-1]
-            refusal = Message(Error(ErrorCode.INVALID_FAB, _CODE_REFUSED), reply_to=message)
+            refusal = Message(Error(ErrorCode.INVALID_FAB, CODE_DECLINED), reply_to=message)
             engine._insert_message(refusal, given["state"], given["object_store"])
             return message.metadata.run_id
 

@@ -15,7 +15,7 @@ from typing import Protocol
 
 from agssd_core.config.load import load_node
 from agssd_core.config.policy import LeavesPolicy, SitePolicy
-from agssd_core.errors import AgssdError, ConfigError, OrderRefusedError
+from agssd_core.errors import AgssdError, ConfigError, JournalError, OrderRefusedError
 from agssd_core.protocol import RoundOrder, UpdateHeader
 from client.connection import CONNECTION_FILE, keys_folder
 from client.objections import POLICY_FILE, objections
@@ -28,6 +28,14 @@ class Recorder(Protocol):
 
     def append(self, kind: str, facts: Mapping[str, str | int | float | bool]) -> object:
         """Add an entry; on disk when this returns."""
+        ...
+
+    def head(self) -> str:
+        """``SEQUENCE:DIGEST`` of the newest entry."""
+        ...
+
+    def hear(self, head: str) -> None:
+        """Keep the head of the coordinator's journal; an older one than before is an error."""
         ...
 
 
@@ -72,6 +80,7 @@ class Guard:
         Raises:
             OrderRefusedError: the policy forbids it, or cannot be read.
         """
+        self._hear(order)
         policy = self._policy()
         if policy is None:
             return
@@ -79,6 +88,17 @@ class Guard:
         if found is not None:
             message = f"{found.text}. The site's owner decides this in {POLICY_FILE}."
             raise OrderRefusedError(message, reason=found.reason)
+
+    def _hear(self, order: RoundOrder) -> None:
+        """Note an order that came, and hold the coordinator's journal against what it was."""
+        if self.recorder is None:
+            return
+        try:
+            self.recorder.hear(order.journal)
+        except JournalError as error:
+            raise OrderRefusedError(str(error), reason="journal") from None
+        facts = {**_named(order), "nonce": order.nonce[:64], "base": order.base_digest[:64]}
+        self.recorder.append("order", {**facts, "server_head": order.journal[:80]})
 
     def leaves(self) -> LeavesPolicy | None:
         """What may leave; None sets no limit.
@@ -98,14 +118,17 @@ class Guard:
         except (AgssdError, OSError) as error:
             log.error("a refusal could not be journalled (%s)", type(error).__name__)
 
-    def sent(self, order: RoundOrder, header: UpdateHeader) -> None:
+    def sent(self, order: RoundOrder, header: UpdateHeader) -> str:
         """Note what is about to leave.
+
+        Returns:
+            The head of the site's journal then; empty without a journal.
 
         Raises:
             JournalError: it cannot be noted, and then it must not leave.
         """
         if self.recorder is None:
-            return
+            return ""
         facts = {
             **_named(order),
             "weights": header.weights_digest,
@@ -113,6 +136,7 @@ class Guard:
             "metrics": len(header.metrics),
         }
         self.recorder.append("update", facts)
+        return self.recorder.head()
 
     def _policy(self) -> SitePolicy | None:
         try:

@@ -1,6 +1,7 @@
 """What an order must be before it is carried out: envelope, weights, plan; in this order."""
 
 import hashlib
+from pathlib import Path
 
 from agssd_core.config import RunConfig, config_from_json, dump_config
 from agssd_core.differences import decode, unpack_whole
@@ -45,20 +46,20 @@ def require_envelope(sealed: SealedOrder, *, site: str, identity: Identity | Non
         raise OrderRefusedError(message, reason="base") from None
 
 
-def opened(sealed: SealedOrder, *, kept: KeptBase) -> Weights:
+def opened(sealed: SealedOrder, *, folder: Path) -> Weights:
     """The weights that an order starts from.
 
     Args:
         sealed: with an envelope that was checked.
-        kept: the base that the site keeps of the cohort.
+        folder: the site's, where it keeps the cohort's last base.
 
     Raises:
-        OrderRefusedError: ``base`` when the site lacks the weights that these are a difference
+        OrderRefusedError: ``cohort``, or ``base`` when the site lacks the weights that these are a difference
             to; the server then sends them whole.
         WeightsError: the arrays are not those of the order's own form.
     """
     order = sealed.order
-    weights = _decoded(sealed, kept)
+    weights = _decoded(sealed, KeptBase.of(folder, order.cohort))
     if schema_digest(schema_of(weights)) != order.schema_digest:
         message = "the order's weights are not of its own schema. Send the order again."
         raise OrderRefusedError(message, reason="base")

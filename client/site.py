@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import get_args
@@ -97,10 +97,11 @@ class Site:
         """
         require_envelope(sealed, site=self.name, identity=self.identity)
         self.guard.admit(sealed.order)
-        weights = opened(sealed, kept=KeptBase.of(self.folder, sealed.order.cohort))
+        weights = opened(sealed, folder=self.folder)
         update = self.train_round(sealed.order, weights)
-        self.guard.sent(sealed.order, update.header)
-        return update
+        head = self.guard.sent(sealed.order, update.header)
+        header = replace(update.header, journal=head)
+        return signed(SealedUpdate(header, update.payload), self.identity)
 
     def decline(self, refusal: Refusal) -> SealedRefusal:
         """Sign a refusal."""

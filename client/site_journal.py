@@ -5,7 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from agssd_core.journal import Journal
+from agssd_core.journal_heads import heard, remember, told
 from client.connection import CONNECTION_FILE, keys_folder, load_connection, signing_key
+
+COORDINATOR = "coordinator"
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,21 @@ class SiteJournal:
             KeyFileError: the signing key is missing, damaged or readable by others.
             JournalError: the journal is damaged or cannot be written.
         """
+        self._open().append(kind, facts)
+
+    def head(self) -> str:
+        """``SEQUENCE:DIGEST`` of the newest entry (raises as ``append``)."""
+        return told(self._open().head())
+
+    def hear(self, head: str) -> None:
+        """Keep the head of the coordinator's journal.
+
+        Raises:
+            JournalError: it is none, or the coordinator's journal was rolled back.
+        """
+        remember(self.site, COORDINATOR, heard(head))
+
+    def _open(self) -> Journal:
         connection = load_connection(self.site)
         key = signing_key(self.site, connection)
-        Journal(self.site, key, owner=connection.site).append(kind, facts)
+        return Journal(self.site, key, owner=connection.site)

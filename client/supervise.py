@@ -1,5 +1,6 @@
 """An enrolled site on line: trainer, executor and node, kept running until they are stopped."""
 
+import json
 import secrets
 import shutil
 import tempfile
@@ -21,8 +22,15 @@ from agssd_core.processes import (
     stopping_on_terminate,
 )
 from agssd_core.weights import write_bytes, write_text
-from client.connection import Connection, ca_file, load_connection, node_key_file
+from client.connection import (
+    Connection,
+    ca_file,
+    load_connection,
+    node_key_file,
+    signing_key_file,
+)
 from client.flower_names import require_hooks
+from client.identity import SERVER_KEY, SIGNING_KEY
 from client.launcher import application_digest
 
 FIRST_PAUSE_S = 2.0
@@ -125,7 +133,7 @@ def _parts(
     secret, socket = home / "executor.secret", home / "trainer.sock"
     write_bytes(secret, secrets.token_bytes(32), private=True)
     settings = home / "node.toml"
-    shown = {"site": str(site), "name": connection.site, "trainer": str(socket)}
+    shown = {"trainer": str(socket)}
     write_text(settings, tomli_w.dumps(shown), private=True)
     environment = engine_environment(home, threads=threads)
     environment["FLWR_SUPEREXEC_TASK_POLL_INTERVAL"] = "0.2"
@@ -142,7 +150,11 @@ def _parts(
     executor = [*python_module("client.launcher"), "executor", "--", "--insecure"]
     executor += ["--runtime-api-address", f"{LOOPBACK}:{port}"]
     executor += ["--superexec-auth-secret-file", str(secret)]
-    trainer = [*python_module("client.trainer"), str(site), connection.site, str(socket)]
+    own = home / "trainer.json"
+    keys = {SERVER_KEY: connection.server_key}
+    keys[SIGNING_KEY] = str(signing_key_file(site, connection.key_id))
+    write_text(own, json.dumps({"site": str(site), "name": connection.site} | keys), private=True)
+    trainer = [*python_module("client.trainer"), str(own), str(socket)]
     return [
         _Part("trainer", trainer, environment, logs / "trainer.log"),
         _Part("node", node, environment, logs / "node.log"),

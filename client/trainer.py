@@ -5,11 +5,13 @@ software is stopped it ends with it.
 """
 
 import argparse
+import json
 import logging
 import signal
 import socket
 import sys
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 
 from flwr.app import Context, RecordDict
@@ -25,15 +27,14 @@ log = logging.getLogger(__name__)
 _NODE = 1  # of messages that never leave this process
 
 
-def serve(site: Path, name: str, path: Path) -> None:
+def serve(node_config: Mapping[str, str], path: Path) -> None:
     """Answer messages until the process is ended.
 
     Args:
-        site: the site's folder.
-        name: its enrolled name.
+        node_config: the site's folder, its enrolled name and where its keys are.
         path: of the Unix socket.
     """
-    desk = _Desk(site, name)
+    desk = _Desk(node_config)
     with listen_on(path) as listener:
         log.info("trainer ready")
         while True:
@@ -45,8 +46,8 @@ def serve(site: Path, name: str, path: Path) -> None:
 class _Desk:
     """Turns records into a Flower message, lets the app act, and takes the reply apart."""
 
-    def __init__(self, site: Path, name: str) -> None:
-        self.node_config = {"site": str(site), "name": name}
+    def __init__(self, node_config: Mapping[str, str]) -> None:
+        self.node_config = dict(node_config)
         self.training = threading.Lock()
 
     def serve(self, stream: socket.socket) -> None:
@@ -78,15 +79,16 @@ class _Desk:
 
 
 def main() -> None:
-    """``python -m client.trainer SITE NAME SOCKET``."""
+    """``python -m client.trainer SETTINGS SOCKET``; SETTINGS is a JSON file."""
     parser = argparse.ArgumentParser(description=__doc__)
-    for argument in ("site", "name", "socket"):
+    for argument in ("settings", "socket"):
         parser.add_argument(argument)
     given = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     die_with_parent()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    serve(Path(given.site), given.name, Path(given.socket))
+    settings = json.loads(Path(given.settings).read_text(encoding="utf-8"))
+    serve(settings, Path(given.socket))
 
 
 if __name__ == "__main__":

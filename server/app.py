@@ -8,6 +8,8 @@ from flwr.serverapp import Grid, ServerApp
 from agssd_core.config import config_from_json
 from agssd_core.errors import ConfigError
 from server.cohorts import run_cohorts
+from server.rounds import How
+from server.signed_run import signed_run
 
 app = ServerApp()
 
@@ -16,7 +18,8 @@ app = ServerApp()
 def main(grid: Grid, context: Context) -> None:
     """Run the rounds of the run folder that ``run-folder`` names with the file ``config``.
 
-    Both are paths on the coordinator's own machine; whoever may submit a run there may name them.
+    With ``federation``, the coordinator's folder, the run is signed and journalled. All are paths
+    on the coordinator's own machine; whoever may submit a run there may name them.
 
     Raises:
         ConfigError: a path is missing, or the file holds no configuration.
@@ -31,4 +34,6 @@ def main(grid: Grid, context: Context) -> None:
     except OSError:
         raise ConfigError("the run's configuration file cannot be read. Submit it again.") from None
     config = config_from_json(text)
-    run_cohorts(grid, config, Path(folder))
+    federation = str(context.run_config.get("federation", ""))
+    how = signed_run(Path(federation), Path(folder)) if federation else How()
+    run_cohorts(grid, config, Path(folder), **how)

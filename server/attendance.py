@@ -10,6 +10,11 @@ _REMEDY = {
     "weight": "Compare the site's patient count with its enrolment.",
     "size": "Check that the site builds the same model.",
     "digest": "The upload was damaged; check the network path and the site's disk.",
+    "signature": "Compare the site's signing key with its enrolment; if they agree, somebody else "
+    "has answered in its name.",
+    "declined-signature": "The site knows another coordinator's key, or the server does not sign. "
+    "Compare the key with the site's.",
+    "protocol": "Upgrade the older side; the server's log says which it is.",
 }
 _AGSSD_REMEDY = {
     "non-finite": "Lower training.optimiser.learning_rate, or train with precision = fp32.",

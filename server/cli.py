@@ -9,10 +9,12 @@ from agssd_core.config import load_config
 from agssd_core.console import new_app, say
 from agssd_core.errors import ConfigError
 from server import federation_cli
-from server.proxy import write_federation_proxy
+from server.federation_folder import load_federation
+from server.proxy import SUPERLINK_PORT, write_federation_proxy
 from server.report import write_server_report
 from server.rounds_cli import page, pause, require_rounds, resume, rounds, say_round, stop
 from server.serve import serve_on_loopback
+from server.serve_federation import Door, serve_federation
 
 app = new_app("Coordinate a federation. The server never sees an image.")
 for command in (rounds, pause, resume, stop, page):
@@ -32,18 +34,37 @@ def serve(
     loopback: Annotated[
         bool, typer.Option("--loopback", help="Listen on 127.0.0.1 only, without certificates.")
     ] = False,
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free port.")] = 0,
+    port: Annotated[
+        int,
+        typer.Option(min=0, max=65535, help="Of the engine on 127.0.0.1; 0 takes a free one."),
+    ] = 0,
+    federation: Annotated[
+        Path | None,
+        typer.Option("--federation", help="Folder made by `provision`: enrolled sites over TLS."),
+    ] = None,
+    listen: Annotated[
+        str,
+        typer.Option(help="ADDRESS:PORT of the proxy; all interfaces, at the federation's port."),
+    ] = "",
+    no_proxy: Annotated[
+        bool, typer.Option("--no-proxy", help="The machine's own nginx is the door.")
+    ] = False,
 ) -> None:
-    """Run the rounds with sites that connect to this machine; the same command resumes.
+    """Run the rounds with enrolled sites, or with sites of this machine; the same call resumes.
 
-    Example: agssd-server serve configs/simulation.yaml --loopback --port 9092
+    Example: agssd-server serve configs/agssd-base.yaml --federation /srv/federation
     """
-    if not loopback:
+    if loopback == (federation is not None):
         raise ConfigError(
-            "this version serves 127.0.0.1 only, because it has no certificates. Add --loopback."
+            "say for whom: --federation DIR for enrolled sites over TLS, or --loopback for sites "
+            "on this machine without certificates."
         )
     settings = load_config(config, overrides or ())
-    serve_on_loopback(settings, port=port, say=say, on_round=say_round)
+    if federation is None:
+        serve_on_loopback(settings, port=port, say=say, on_round=say_round)
+    else:
+        door = Door(listen=listen, own_proxy=not no_proxy, port=port)
+        serve_federation(settings, federation, door, say=say, on_round=say_round)
 
 
 @app.command()
@@ -73,16 +94,18 @@ def proxy_config(
     federation: Annotated[Path, typer.Argument(help="The federation's folder.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="nginx's folder, made if new.")],
     listen: Annotated[
-        str, typer.Option(help="ADDRESS:PORT that sites connect to.")
-    ] = "0.0.0.0:8443",
+        str,
+        typer.Option(help="ADDRESS:PORT to open; the port of federation.yaml if left out."),
+    ] = "",
     port: Annotated[
         int, typer.Option(min=1, max=65535, help="Port of `serve` on this machine.")
-    ] = 9092,
+    ] = SUPERLINK_PORT,
 ) -> None:
     """Write nginx.conf for the one open port: what a site's node calls, and nothing else.
 
     Example: agssd-server proxy-config /srv/federation --out /srv/proxy --listen 0.0.0.0:443
     """
+    listen = listen or str(load_federation(federation).settings.server.port)
     written = write_federation_proxy(federation, out, listen=listen, upstream_port=port)
     say(f"{written}: start it with `nginx -e stderr -p {out.resolve()} -c {written.name}`")
 

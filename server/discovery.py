@@ -3,9 +3,10 @@
 import json
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
+from agssd_core.application import CODE_DECLINED
 from agssd_core.config import FederationConfig
 from agssd_core.envelope import SealedRefusal
 from agssd_core.errors import AgssdError, CheckpointError
@@ -13,6 +14,7 @@ from agssd_core.protocol import PROTOCOL_VERSION, Refusal, SiteHello, SiteQuery
 from agssd_core.weights import write_text
 from server import wire
 from server.collect import Exchange, Puller, push
+from server.members import Members
 
 log = logging.getLogger(__name__)
 
@@ -87,8 +89,10 @@ class SiteBook:
     enrolment: Enrolment
     clock: Callable[[], float]
     sleep: Callable[[float], None]
+    members: Members | None = None
     nodes: dict[str, int] = field(default_factory=dict)
     held: dict[str, str] = field(default_factory=dict)
+    declined: dict[str, str] = field(default_factory=dict)
     _answered: set[int] = field(default_factory=set)
     _elsewhere: dict[int, float] = field(default_factory=dict)
     _asked: dict[str, tuple[int, float]] = field(default_factory=dict)
@@ -102,6 +106,7 @@ class SiteBook:
             Site name -> node id. Of two nodes that give one name the first to answer is taken.
         """
         deadline = self.clock() + self.federation.discovery_timeout_s
+        self.declined = {}
         self._answered = set(self.nodes.values())  # those that answered badly are asked again
         while True:
             self._ask_new(self._online())
@@ -146,13 +151,13 @@ class SiteBook:
                 continue
             del self._asked[identifier]
             self._answered.add(node)
-            hello = self._hello(reply)
+            hello = self._hello(reply, node)
             if isinstance(hello, SiteHello):
                 self._enter(node, hello)
             elif isinstance(hello, Refusal):
                 self._leave_out(node)
 
-    def _hello(self, reply: object) -> SiteHello | Refusal | None:
+    def _hello(self, reply: object, node: int) -> SiteHello | Refusal | None:
         try:
             hello = wire.decode_reply(reply, max_bytes=MAX_HELLO_BYTES)  # type: ignore[arg-type]
         except AgssdError as error:
@@ -160,6 +165,7 @@ class SiteBook:
             return None
         if isinstance(hello, wire.Fault):
             log.warning("a node could not say who it is: %s", hello.text)
+            self._note(node, hello.text)
         if isinstance(hello, SealedRefusal) and hello.refusal.reason == "cohort":
             return hello.refusal
         if not isinstance(hello, SiteHello):
@@ -173,6 +179,12 @@ class SiteBook:
             return None
         return hello
 
+    def _note(self, node: int, text: str) -> None:
+        """Remember that a known site declined the very application."""
+        site = None if self.members is None else self.members.site_of(node)
+        if site is not None and text == CODE_DECLINED:
+            self.declined[site] = text
+
     def _leave_out(self, node: int) -> None:
         if node not in self._elsewhere:
             log.info("a node has no scans for cohort %s", self.federation.cohort)
@@ -180,6 +192,15 @@ class SiteBook:
         self._answered.discard(node)
 
     def _enter(self, node: int, hello: SiteHello) -> None:
+        if self.members is not None:
+            if self.members.site_of(node) != hello.site:
+                log.warning("a node gives the name %r, which is not its own", hello.site)
+                return
+            count = self.members.patients(hello.site, hello.cohort)
+            if count < 1:
+                log.warning("site %r is not enrolled for cohort %s", hello.site, hello.cohort)
+                return
+            hello = replace(hello, patient_count=count)
         if hello.site in self.nodes:
             log.warning("two nodes call themselves %r; the later one is left out", hello.site)
             return

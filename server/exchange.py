@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from agssd_core.application import CODE_DECLINED
 from agssd_core.envelope import SealedOrder, SealedRefusal, SealedUpdate, digests_of, sign, sizes_of
 from agssd_core.errors import AgssdError, ProtocolVersionError, UpdateRejectedError
 from agssd_core.protocol import PROTOCOL_VERSION, RoundOrder, SiteUpdate, uplink_groups
@@ -99,7 +100,7 @@ class RoundExchange:
             if reason in _RESENT and sent.tries < RESENDS:
                 self._order(sent.site, sent.node, wanted, tries=sent.tries + 1)
             elif reason:
-                self._refuse(sent.site, reason)
+                self.refuse(sent.site, reason)
         self._leave_late()
 
     def _order(self, site: str, node: int, wanted: dict[str, float], *, tries: int) -> None:
@@ -108,9 +109,11 @@ class RoundExchange:
         sealed = self._sealed(site, held=self.loop.book.held.get(site, "") if tries == 0 else "")
         message = wire.encode_order(sealed, node=node, ttl_s=federation.deadline_s * LATE_DEADLINES)
         size = wire.size_of(message)
+        if self.loop.chronicle is not None:
+            self.loop.chronicle.ordered(sealed.order, size=size)
         identifier = push(self.loop.grid, message)
         if identifier is None:
-            self._refuse(site, "unreachable")
+            self.refuse(site, "unreachable")
             return
         now = self.loop.clock()
         nonce = self._nonces[site] = sealed.order.nonce
@@ -140,18 +143,35 @@ class RoundExchange:
             schema_digest=self._schema_digest,
             payload_digests=digests_of(parcel.payload),
             payload_sizes=sizes_of(parcel.payload),
+            journal="" if self.loop.chronicle is None else self.loop.chronicle.head(),
         )
         return SealedOrder(order, parcel.payload, sign(order, None if keys is None else keys.own))
 
-    def _refuse(self, site: str, reason: str) -> None:
+    def refuse(self, site: str, reason: str) -> None:
+        """Note that a site's round is lost, for a class of reason."""
         self.refusals[site] = reason
         self.loop.board.refused(site, reason)
+        if self.loop.chronicle is not None:
+            self.loop.chronicle.refused(
+                run=self.rules.run,
+                cohort=self.rules.cohort,
+                number=self.base.round,
+                site=site,
+                reason=reason,
+            )
 
     def _take(self, sent: Sent, message: Any) -> str:
         """Spool an admitted update; otherwise the class of reason."""
         update, reason = read_update(message, self.rules, asked=sent.site)
         if update is None:
             return reason
+        if (chronicle := self.loop.chronicle) is not None:
+            try:
+                chronicle.require_head(update.header)
+            except UpdateRejectedError as error:
+                log.warning("%s", error)
+                return error.reason
+            chronicle.admitted(update.header, size=wire.size_of(message))
         note = {
             "bytes_up": float(wire.size_of(message)),
             "bytes_down": float(self.bytes_down[sent.site]),
@@ -168,7 +188,7 @@ class RoundExchange:
         """Orders without a reply: the site is refused this round, its reply awaited a while."""
         federation = self.loop.config.federation
         for identifier, sent in self._sent.items():
-            self._refuse(sent.site, "no-reply")
+            self.refuse(sent.site, "no-reply")
             where = f"{self.rules.cohort} round {self.base.round}"
             log.warning("%s: no reply from %s in time", where, sent.site)
             expires = sent.pushed + federation.deadline_s * LATE_DEADLINES
@@ -201,6 +221,8 @@ def read_update(
         return None, f"declined-{reason}"
     if isinstance(reply, wire.Fault):
         log.warning("site '%s': %s", asked, reply.text)
+        if reply.text == CODE_DECLINED:
+            return None, CODE_DECLINED
         return None, "site-error" if reply.at_site else "lost"
     return None, "malformed"
 

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from agssd_core.config import RunConfig
+from server.chronicle import Chronicle
 from server.collect import Exchange, Puller
 from server.discovery import SiteBook
 from server.keys import Keys
@@ -43,3 +44,4 @@ class RoundLoop:
     board: LiveBoard
     late: dict[str, LateOrder] = field(default_factory=dict)
     keys: Keys | None = None
+    chronicle: Chronicle | None = None

@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 NODES_FILE = "nodes.json"
 _GONE = "unregistered"
 _IN_USE = "[code: 23]"  # the engine's "public key already in use"
-_COMMAND_TIMEOUT_S = 60.0
+_COMMAND_TIMEOUT_S = 180.0
 
 
 def register_nodes(link: SuperLink, enrolments: Iterable[Enrolment]) -> dict[str, int]:
@@ -101,6 +101,11 @@ class NodeKeeper:
         self._pause_s = pause_s
         self._inside: frozenset[str] | None = None
         self._keep()
+
+    @property
+    def count(self) -> int:
+        """How many keys are let in."""
+        return len(self._inside or ())
 
     def __call__(self) -> None:
         """Look again if it is time; what the engine did not do is tried again next time."""

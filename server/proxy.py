@@ -12,6 +12,7 @@ from agssd_core.errors import ConfigError, KeyFileError
 from agssd_core.weights import write_text
 
 CONFIG_FILE = "nginx.conf"
+SUPERLINK_PORT = 9092
 BODY_LIMIT = "16m"  # a chunk of an update has 5 MiB
 FLEET_CALLS = (
     "activate-node",
@@ -25,8 +26,8 @@ FLEET_CALLS = (
     "pull-object",
     "confirm-message-received",
 )
-# A site with four open calls at a time, behind an address that it shares with a few others.
-_LIMITS = {"requests_per_second": 200, "burst": 400, "calls_per_address": 64}
+# A site has about five calls open; a few may share an address. Bodies: 4 GiB in all at the worst.
+_LIMITS = {"requests_per_second": 200, "burst": 400, "calls_per_address": 32, "calls": 256}
 _TEMPLATE = "nginx.conf.jinja"
 _DNS_NAME = re.compile(r"(?!-)[A-Za-z0-9-]{1,63}(\.[A-Za-z0-9-]{1,63})*\Z")
 _UNSAFE = re.compile(r'["$\\\x00-\x1f\x7f]')
@@ -73,7 +74,7 @@ def write_proxy_config(
         upstream_port=_port(upstream_port),
         names=" ".join(hosts),
         upstream_name=upstream_name,
-        calls="|".join(FLEET_CALLS),
+        fleet_calls="|".join(FLEET_CALLS),
         body_limit=BODY_LIMIT,
     )
     (folder / "temp").mkdir(parents=True, exist_ok=True)

@@ -22,6 +22,7 @@ from agssd_core.config import (
     dump_config,
 )
 from agssd_core.errors import CheckpointError, RoundError
+from server.chronicle import Chronicle
 from server.collect import Exchange, InlinePuller, Puller, ThreadedPuller
 from server.control import state_of
 from server.discovery import Enrolment, SiteBook
@@ -32,6 +33,7 @@ from server.late import LateReplies, clear_late, take_late
 from server.live import LiveBoard
 from server.loop import RoundLoop
 from server.manifest import Checkpoint, RoundRecord
+from server.members import Members
 from server.merge import MergeResult, MergeState, merge_round, site_weights
 from server.outcome import RoundOutcome, round_rows
 from server.spool import RoundSpool
@@ -58,12 +60,17 @@ class How(TypedDict, total=False):
         sleep: waits a number of seconds of that clock.
         threads: pull each message in its own thread; False for grids that answer at once.
         keys: of a signed run; None is an unsigned one.
+        members: enrolled sites, whose names and counts alone are believed; None believes what a
+            node says of itself.
+        chronicle: the coordinator's journal; None writes none.
     """
 
     clock: Callable[[], float]
     sleep: Callable[[float], None]
     threads: bool
     keys: Keys | None
+    members: Members | None
+    chronicle: Chronicle | None
 
 
 def run_rounds(
@@ -116,13 +123,14 @@ def each_round(
             ThreadedPuller(grid, clock) if how.get("threads", True) else InlinePuller(grid)
         )
         enrolment = Enrolment.open(store.folder)
-        book = SiteBook(grid, puller, config.federation, enrolment, clock, sleep)
+        book = SiteBook(
+            grid, puller, config.federation, enrolment, clock, sleep, how.get("members")
+        )
         board = LiveBoard(
             store.folder, cohort=config.federation.cohort, rounds=config.federation.rounds
         )
-        loop = RoundLoop(
-            config, store, grid, puller, book, clock, sleep, board, keys=how.get("keys")
-        )
+        loop = RoundLoop(config, store, grid, puller, book, clock, sleep, board)
+        loop.keys, loop.chronicle = how.get("keys"), how.get("chronicle")
         wanted = max(config.federation.expected_sites, config.federation.min_sites)
         for number in range(checkpoint.round, config.federation.rounds):
             if not _may_go_on(loop):
@@ -206,6 +214,8 @@ def _run_round(loop: RoundLoop, base: Checkpoint, *, wanted: int) -> RoundOutcom
     )
     late = LateReplies()
     take_late(loop, late, rules=exchange.rules, fresh=())
+    for site, reason in loop.book.declined.items():
+        exchange.refuse(site, reason)
     exchange.run({name: nodes[name] for name in chosen})
     take_late(loop, late, rules=exchange.rules, fresh=spool.sites())
     for site in spool.sites():

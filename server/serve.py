@@ -45,13 +45,13 @@ def serve_on_loopback(
         CheckpointError: the run has no round-0 checkpoint, or one of another configuration.
         EngineError: Flower did not start, or the run ended early.
     """
-    _require_site_counts(config)
+    require_site_counts(config)
     require_packages(config.tracking)
     folder = Path(config.output) / config.name
     stores = cohort_stores(folder, config)
-    left = [_rounds_left(store, config.for_cohort(name)) for name, store in stores.items()]
+    left = [rounds_left(store, config.for_cohort(name)) for name, store in stores.items()]
     if not any(number > 0 for number in left):
-        _write_page(folder)
+        write_page(folder)
         say("the run is complete; nothing to do")
         return
     close_round = writing_page(folder, on_round)
@@ -66,10 +66,15 @@ def serve_on_loopback(
         say(f"  agssd-site run SITE --server {LOOPBACK}:{link.port}")
         say(f"live page: {address}")
         run_on(link, config, folder, on_round=told)
-    say(f"report: {_write_page(folder)}")
+    say(f"report: {write_page(folder)}")
 
 
-def _require_site_counts(config: RunConfig) -> None:
+def require_site_counts(config: RunConfig) -> None:
+    """Check that each cohort says how many sites to wait for.
+
+    Raises:
+        ConfigError: one does not.
+    """
     for name in config.cohorts:
         if config.for_cohort(name).federation.expected_sites == 0:
             own = name == "us" and config.anaus.federation is not None
@@ -80,7 +85,12 @@ def _require_site_counts(config: RunConfig) -> None:
             )
 
 
-def _rounds_left(store: RunStore, config: RunConfig) -> int:
+def rounds_left(store: RunStore, config: RunConfig) -> int:
+    """How many rounds a cohort's newest checkpoint leaves to do.
+
+    Raises:
+        CheckpointError: there is none, or it is of another configuration.
+    """
     checkpoint = store.latest()
     if checkpoint is None:
         raise CheckpointError(
@@ -96,14 +106,14 @@ def writing_page(
     """An ``on_round`` that writes the run's page anew, then tells the given one."""
 
     def close_round(outcome: RoundOutcome) -> None:
-        _write_page(folder)
+        write_page(folder)
         if on_round is not None:
             on_round(outcome)
 
     return close_round
 
 
-def _write_page(folder: Path) -> Path:
+def write_page(folder: Path) -> Path:
     """A page that cannot be written (a full disk, say) must not end a run of many days."""
     try:
         return write_server_report(folder)

@@ -141,13 +141,27 @@ def _identity(certificates: Certificates | None, folder: Path) -> list[str]:
     return ["--enable-supernode-auth", *map(str, arguments)]
 
 
+@dataclass(frozen=True)
+class Submission:
+    """How a run is submitted.
+
+    Attributes:
+        component: what Flower loads for a site.
+        simulation: Flower's settings of virtual nodes.
+        signed_by: the coordinator's folder of an enrolled federation; None signs nothing.
+    """
+
+    component: str = SITE_COMPONENT
+    simulation: Mapping[str, int] = field(default_factory=dict)
+    signed_by: Path | None = None
+
+
 def run_on(
     link: SuperLink,
     config: RunConfig,
     folder: Path,
     *,
-    client_app: str = SITE_COMPONENT,
-    federation: Mapping[str, int] | None = None,
+    how: Submission = Submission(),
     on_round: Callable[[RoundOutcome], None] | None = None,
     meanwhile: Callable[[], None] | None = None,
 ) -> None:
@@ -160,8 +174,7 @@ def run_on(
         link: where to run.
         config: the run's configuration.
         folder: the run's, whose cohorts have a checkpoint.
-        client_app: the component that Flower loads for a site.
-        federation: Flower's simulation settings.
+        how: it is submitted.
         on_round: told of every closed round.
         meanwhile: called a few times a second while the run goes on.
 
@@ -173,9 +186,9 @@ def run_on(
         _Progress(name, store, config.for_cohort(name))
         for name, store in cohort_stores(folder, config).items()
     ]
-    command = _submission(link, config, folder, client_app=client_app)
-    if federation:
-        text = " ".join(f"{name}={value}" for name, value in federation.items())
+    command = _submission(link, config, folder, how)
+    if how.simulation:
+        text = " ".join(f"{name}={value}" for name, value in how.simulation.items())
         command += ["--federation-config", text]
     with Child(
         command, environment=link.environment, log_file=link.log_folder / "run.log"
@@ -193,12 +206,13 @@ def run_on(
     _require_complete(progress)
 
 
-def _submission(link: SuperLink, config: RunConfig, folder: Path, *, client_app: str) -> list[str]:
+def _submission(link: SuperLink, config: RunConfig, folder: Path, how: Submission) -> list[str]:
     """Write what the run needs into the engine's folder; the command that submits it."""
     app, settings = link.home / "agssd", link.home / "run.toml"
     write_text(link.home / "config.json", dump_config(config), private=True)
-    write_text(app / "pyproject.toml", application_toml(client_app))
+    write_text(app / "pyproject.toml", application_toml(how.component))
     paths = {"config": str(link.home / "config.json"), "run-folder": str(folder.resolve())}
+    paths["federation"] = "" if how.signed_by is None else str(how.signed_by.resolve())
     write_text(settings, tomli_w.dumps(paths), private=True)
     return ["flwr", "run", str(app), CONNECTION, "--stream", "--run-config", str(settings)]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from agssd_core.config import RunConfig
 from agssd_core.weights import write_text
 from server.outcome import RoundOutcome
-from server.superlink import run_on, superlink
+from server.superlink import Submission, run_on, superlink
 
 SITES_VARIABLE = "AGSSD_SIMULATION_SITES"
 _CLIENT_APP = "simulation.ray_app:app"
@@ -42,4 +42,5 @@ def federate_on_ray(
     }
     variables = {SITES_VARIABLE: str(table.resolve())}
     with superlink(config, logs, simulation=True, variables=variables) as link:
-        run_on(link, config, folder, client_app=_CLIENT_APP, federation=settings, on_round=on_round)
+        how = Submission(component=_CLIENT_APP, simulation=settings)
+        run_on(link, config, folder, how=how, on_round=on_round)

@@ -205,14 +205,17 @@ def test_answers_and_logs_tell_little(door):
 
 
 def _flwr(environment, *words):
-    return subprocess.Popen(
+    """Exit code and output of a command of Flower."""
+    done = subprocess.run(
         [Path(sys.executable).parent / "flwr", *words],
         env=environment,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        timeout=180,
     )
+    return done.returncode, done.stdout
 
 
 def test_with_the_ca_certificate_alone_nobody_runs_lists_stops_or_registers(door, tmp_path):
@@ -243,9 +246,9 @@ def test_with_the_ca_certificate_alone_nobody_runs_lists_stops_or_registers(door
         "nodes": ("supernode", "list", "outside"),
         "control": ("list", "inside"),
     }
-    processes = {name: _flwr(environment, *words) for name, words in commands.items()}
-    said = {name: process.communicate(timeout=90)[0] for name, process in processes.items()}
-    codes = {name: process.returncode for name, process in processes.items()}
+    told = {name: _flwr(environment, *words) for name, words in commands.items()}
+    codes = {name: code for name, (code, _) in told.items()}
+    said = {name: text for name, (_, text) in told.items()}
     assert codes.pop("control") == 0, said["control"]
     assert all(codes.values()), codes
     assert all("404" in said[name] for name in codes), said

@@ -136,7 +136,7 @@ def test_a_site_refuses_an_order_without_weights_or_of_another_kind(asked):
     order = ConfigRecord({"kind": "order", "body": ORDER.to_json()})
     bare = Message(RecordDict({"header": order}), reply_to=asked)
     with pytest.raises(ProtocolError, match="without weights"):
-        site_wire.decode_base(bare)
+        site_wire.decode_order(bare)
     with pytest.raises(ProtocolError, match="kind 'query'"):
         site_wire.decode_query(asked)
     fields = replace(ORDER, round=4).to_json().replace('"round": 4', '"round": "4"')

@@ -9,7 +9,8 @@ import pytest
 from agssd_core.weights import load_weights, weights_digest
 from client.bases import KeptBase
 from server import wire as server_wire
-from server.downlink import Downlink
+from server.downlink import Downlink, next_base
+from server.merge import MergeResult, MergeState
 from simulation.grid import Fault
 from tests.support.hostile import forged
 from tests.support.killing import Killed, Killer, watch_rounds
@@ -81,21 +82,11 @@ def test_a_first_order_is_whole_and_later_ones_are_differences(hospital, wire):
     run = hospital(wire=wire)
     ordered = Ordered(run)
     run.run(grid=ordered.grid)
-    assert {
-        number: {form for each in forms for form in each}
-        for number, forms in _by_round(ordered).items()
-    } == {
-        "0": {"float32"},
-        "1": {wire},
-        "2": {wire},
+    assert ordered.seen == {
+        (site, str(number)): [wire if number else "float32"]
+        for site in run.sites
+        for number in range(3)
     }
-
-
-def _by_round(ordered):
-    found = {}
-    for (_, number), forms in sorted(ordered.seen.items()):
-        found.setdefault(number, []).append(forms)
-    return found
 
 
 @CODED
@@ -325,3 +316,19 @@ def test_a_base_is_sent_whole_to_whoever_holds_another(hospital):
     assert list(forms.values()) == ["float32", "float32", "int8"]
     assert down.parcel(run.store.load(2).manifest.weights_digest).wire == "held"
     assert weights_digest(toy_weights()) == run.store.load(0).manifest.weights_digest
+
+
+@CODED
+def test_what_the_coding_of_a_merge_left_over_is_added_to_the_next(hospital, wire):
+    run = hospital(wire=wire, rounds=1)
+    run.run()
+    base = run.store.load(1)
+    before = {n: a for n, a in base.state.items() if n.startswith("residual/")}
+    assert any(array.any() for array in before.values())
+    merged = {n: a + np.float32(0.01) for n, a in base.weights.items()}
+    after = next_base(base, MergeResult(merged, MergeState(), {}), wire=wire)
+    for name, array in merged.items():
+        wanted = array.astype(np.float64) + before[f"residual/{name}"]
+        reached = after.weights[name].astype(np.float64) + after.state[f"residual/{name}"]
+        np.testing.assert_allclose(reached, wanted, rtol=1e-7, atol=1e-10)
+    assert after.extra["downlink"]["previous"] == base.manifest.weights_digest

@@ -11,7 +11,7 @@ from agssd_core.config.compare import Arm
 from agssd_core.errors import ConfigError
 
 POOLED = "pooled"
-# A part of the method or of the merging, switched: name -> overrides of the federated arm.
+# A part of the method, the merging or the wire, switched: name -> overrides of the federated arm.
 ABLATIONS: Mapping[Cohort, Mapping[str, tuple[str, ...]]] = {
     "ct-mr": {
         "no-cvac": ("agssd.cvac.enabled=false",),
@@ -36,6 +36,8 @@ MERGING: Mapping[str, tuple[str, ...]] = {
     "teacher-copy": (_FEDAVG, "federation.merge.teacher=copy"),
     "fedprox": ("federation.merge.student=fedprox", "federation.merge.teacher=auto"),
     "fedema": ("federation.merge.student=fedema", "federation.merge.teacher=auto"),
+    "wire-bf16": ("federation.wire=bf16",),
+    "wire-int8": ("federation.wire=int8",),
 }
 
 

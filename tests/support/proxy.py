@@ -60,21 +60,25 @@ class Proxy:
 @contextlib.contextmanager
 def running_proxy(federation, folder, upstream_port, change=lambda text: text):
     """nginx before a port of this machine; ``change`` may spoil its configuration."""
+    port = free_port()
+    listen = f"127.0.0.1:{port}"
+    file = write_federation_proxy(federation, folder, listen=listen, upstream_port=upstream_port)
+    file.write_text(change(file.read_text()))
+    with started_nginx(folder, port, federation / "ca.crt") as proxy:
+        yield proxy
+
+
+@contextlib.contextmanager
+def started_nginx(folder, port, ca):
+    """nginx with the configuration of a folder, or a skip."""
     if shutil.which("nginx") is None:
         pytest.skip("nginx is not installed (apt-get install nginx-light)")
-    port = free_port()
-    file = write_federation_proxy(
-        federation, folder, listen=f"127.0.0.1:{port}", upstream_port=upstream_port
-    )
-    text = file.read_text()
-    changed = change(text)
-    file.write_text(changed)
     command = ["nginx", "-e", "stderr", "-p", str(folder), "-c", "nginx.conf"]
     # Workers of a root's nginx would become nobody, who cannot read this folder.
     command += ["-g", "user root;"] if os.geteuid() == 0 else []
     with (folder / "stderr").open("wb") as log:
         process = subprocess.Popen(command, stderr=log)
-    proxy = Proxy(port, folder, federation / "ca.crt", process)
+    proxy = Proxy(port, folder, ca, process)
     try:
         _wait_for(proxy)
         yield proxy

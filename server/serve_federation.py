@@ -1,0 +1,153 @@
+"""A run for an enrolled federation: SuperLink on loopback, nginx before it, keys kept in step."""
+
+import os
+import shutil
+import ssl
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from agssd_core.config import RunConfig
+from agssd_core.errors import ConfigError, EngineError
+from agssd_core.processes import LOOPBACK, Child, engine_environment, stopping_on_terminate
+from agssd_core.tracking import require_packages
+from server.cohorts import cohort_stores
+from server.control import set_state
+from server.enrolled import active_enrolments
+from server.federation_folder import load_federation
+from server.live_page import live_page
+from server.nodes import NodeKeeper
+from server.outcome import RoundOutcome
+from server.proxy import SUPERLINK_PORT, write_federation_proxy
+from server.serve import require_site_counts, rounds_left, write_page, writing_page
+from server.signed_run import signed_run
+from server.superlink import Certificates, Submission, run_on, superlink
+from server.tracking import tracking_cohorts
+
+PROXY_TIMEOUT_S = 30.0
+
+
+@dataclass(frozen=True)
+class Door:
+    """Where sites come in.
+
+    Attributes:
+        listen: ADDRESS:PORT of the proxy; empty is all interfaces at the federation's port.
+        own_proxy: start nginx; False when the machine's own nginx has the configuration.
+        port: of the SuperLink, on loopback; 0 takes a free one, or without our own proxy 9092.
+    """
+
+    listen: str = ""
+    own_proxy: bool = True
+    port: int = 0
+
+
+def serve_federation(
+    config: RunConfig,
+    federation: Path,
+    door: Door,
+    *,
+    say: Callable[[str], None],
+    on_round: Callable[[RoundOutcome], None] | None = None,
+) -> None:
+    """Run all rounds with the enrolled sites; the same call resumes a run.
+
+    Args:
+        config: the run's.
+        federation: folder made by ``agssd-server provision``.
+        door: where sites come in.
+        say: where a line for the operator goes.
+        on_round: told of every closed round.
+
+    Raises:
+        ConfigError: it is not said how many sites to wait for, the folder is no federation's, or
+            nginx is wanted and not installed.
+        CheckpointError: the run has no round-0 checkpoint, or one of another configuration.
+        KeyFileError: a key of the federation is missing or readable by others.
+        JournalError: the coordinator's journal is damaged.
+        EngineError: the engine or nginx did not start, or the run ended early.
+    """
+    require_site_counts(config)
+    require_packages(config.tracking)
+    settings = load_federation(federation).settings
+    certificates = Certificates.of(federation)
+    folder = Path(config.output) / config.name
+    stores = cohort_stores(folder, config)
+    if not any(rounds_left(s, config.for_cohort(name)) > 0 for name, s in stores.items()):
+        write_page(folder)
+        say("the run is complete; nothing to do")
+        return
+    chronicle = signed_run(federation, folder)["chronicle"]
+    listen = door.listen or f"0.0.0.0:{settings.server.port}"
+    port = door.port or (0 if door.own_proxy else SUPERLINK_PORT)
+    with ExitStack() as stack:
+        stack.enter_context(stopping_on_terminate())
+        told = stack.enter_context(
+            tracking_cohorts(
+                config.tracking, stores, run=config.name, on_round=writing_page(folder, on_round)
+            )
+        )
+        link = stack.enter_context(
+            superlink(config, folder / "engine", port=port, certificates=certificates)
+        )
+        keeper = NodeKeeper(link, lambda: active_enrolments(federation, datetime.now(UTC)), say=say)
+        if door.own_proxy:
+            stack.enter_context(_proxy(federation, folder, listen=listen, upstream=link.port))
+            say(f"sites connect to {settings.server.host}:{settings.server.port} ({listen} here)")
+        else:
+            say(f"the SuperLink listens on {LOOPBACK}:{link.port}, for the machine's own nginx")
+        say(f"live page: {stack.enter_context(live_page(folder))}")
+        set_state([store.folder for store in stores.values()], "go")
+        if chronicle is not None:
+            chronicle.journal.append("start", {"run": config.name})
+            stack.callback(chronicle.journal.append, "stop", {"run": config.name})
+        how = Submission(signed_by=federation)
+        run_on(link, config, folder, how=how, on_round=told, meanwhile=keeper)
+    say(f"report: {write_page(folder)}")
+
+
+@contextmanager
+def _proxy(federation: Path, folder: Path, *, listen: str, upstream: int) -> Iterator[None]:
+    """Nginx with our configuration, until the block ends."""
+    if shutil.which("nginx") is None:
+        raise ConfigError(
+            "nginx is not installed, and it is the only door to the SuperLink. Install it (Debian: "
+            "apt-get install nginx-light), or use --no-proxy with the machine's own nginx."
+        )
+    place = (folder / "proxy").resolve()
+    write_federation_proxy(federation, place, listen=listen, upstream_port=upstream)
+    command = ["nginx", "-e", "stderr", "-p", str(place), "-c", "nginx.conf"]
+    if os.geteuid() == 0:  # its workers would become nobody, who cannot read the key
+        command += ["-g", "user root;"]
+    environment = engine_environment(place, threads=1)
+    with Child(command, environment=environment, log_file=place / "proxy.log") as child:
+        _wait_until_open(child, federation / "ca.crt", listen)
+        yield
+
+
+def _wait_until_open(child: Child, ca: Path, listen: str) -> None:
+    host, _, port = listen.rpartition(":")
+    host = LOOPBACK if host in ("", "0.0.0.0", "[::]") else host  # noqa: S104 - compared only
+    trust = ssl.create_default_context(cafile=str(ca))
+    trust.check_hostname = False  # the certificate holds the public name; the chain is checked
+    opener = urllib.request.build_opener(
+        urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=trust)
+    )
+    deadline = time.monotonic() + PROXY_TIMEOUT_S
+    while time.monotonic() < deadline:
+        if child.poll() is not None:
+            break
+        try:
+            with opener.open(f"https://{host}:{port}/health", timeout=2) as answer:
+                if answer.status == 200:
+                    return
+        except OSError:
+            time.sleep(0.2)
+    raise EngineError(
+        f"nginx did not open {listen}. Is the port taken, or below 1024 without the right to it? "
+        "proxy/proxy.log in the run's folder has its words."
+    )
