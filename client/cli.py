@@ -30,6 +30,7 @@ from client.delineate_cli import delineate
 from client.policy import allowed_applications
 from client.policy_cli import app as policy_app
 from client.preflight_cli import preflight
+from client.report_cli import report
 from client.run import run_site
 from client.supervise import run_enrolled
 
@@ -124,6 +125,7 @@ def prepare(
 app.command()(delineate)
 app.add_typer(policy_app, name="policy")
 app.command()(preflight)
+app.command()(report)
 keys_cli.register(app)
 
 

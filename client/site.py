@@ -1,6 +1,7 @@
 """One site: answers orders by training, and remembers what it answered."""
 
 import logging
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
@@ -24,6 +25,7 @@ from agssd_core.training.checkpoint import StateStamp
 from agssd_core.weights import Weights, group, schema_of
 from client.bases import KeptBase
 from client.contracts import SiteFacts, Trainer, Workbench
+from client.history import RoundNote, note_round
 from client.identity import Identity, KeyPlace, key_place
 from client.memory import LastRound, RunMemory
 from client.objections import require_may_leave
@@ -167,6 +169,7 @@ class Site:
         purse = Purse(self.folder, self.name, order, plan, memory.folder, self.ledger)
         purse.offer(trainer)
         metrics = trainer.train_steps(order.first_step, order.steps, order.total_steps)
+        metrics |= start.metrics(merge.student)
         trained = trainer.shared_weights()
         released = release(
             leaving(trained, merge),
@@ -174,7 +177,7 @@ class Site:
             schema=schema_of(leaving(weights, merge)),
             site=self.name,
             patient_count=facts.patient_count,
-            metrics=metrics | start.metrics(merge.student),
+            metrics=metrics,
             leaves=self.guard.leaves(),
         )
         released = replace(
@@ -193,6 +196,7 @@ class Site:
             local = released.weights | local
             KeptBase.of(self.folder, order.cohort).keep(weights, order.base_digest)
         done = LastRound(order.round, plan, order.base_digest, start.first_divergence)
+        note_round(memory.folder, RoundNote(order.round, time.time(), metrics))
         memory.commit(done, update, local=local, residual=left)
         purse.settle()
         self._warm[order.cohort] = _Warm(trainer, order.run, plan, order.round)

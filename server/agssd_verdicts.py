@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator
 
-from server.curves import short
+from agssd_core.curves import short
 from server.finding import Verdict, named
 from server.run_record import RunRecord, SiteRecord
 

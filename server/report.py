@@ -14,12 +14,12 @@ from typing import Any
 
 from jinja2 import BaseLoader, Environment, FileSystemLoader, StrictUndefined
 
+from agssd_core import curves
+from agssd_core.measures import CohortMeasures, Measure, measures_of
 from agssd_core.weights import write_text
-from server import curves
 from server.attendance import expected_absence, missed_rounds
 from server.cohorts import run_folders
 from server.finding import Verdict
-from server.measures import CohortMeasures, Measure, measures_of
 from server.run_record import METRICS_FILE, RunRecord, SiteRecord, read_runs
 from server.verdicts import gravest_first, headline, judge
 

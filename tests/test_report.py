@@ -7,8 +7,8 @@ from html.parser import HTMLParser
 
 import pytest
 
+from agssd_core import curves
 from agssd_core.config import dump_config, parse_config
-from server import curves
 from server.report import write_server_report
 from server.run_record import read_run
 from server.verdicts import headline, judge

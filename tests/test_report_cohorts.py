@@ -8,8 +8,8 @@ import sys
 import pytest
 
 from agssd_core.config import dump_config, parse_config
+from agssd_core.measures import measures_of
 from server import anaus_verdicts
-from server.measures import measures_of
 from server.report import write_server_report
 from server.run_record import read_run, read_runs
 from server.verdicts import headline, judge

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+import client.site
 from agssd_core.config import dump_config, parse_config
 from agssd_core.config.load import load_node
 from agssd_core.config.policy import DAYS, HoursPolicy, LeavesPolicy, SitePolicy
@@ -16,7 +17,6 @@ from agssd_core.errors import ConfigError, OrderRefusedError
 from agssd_core.journal import entries_of, verify_journal
 from agssd_core.weights import schema_of
 from client import app as client_app
-from client import wire as client_wire
 from client.cli import app as cli
 from client.connection import signing_key_file
 from client.objections import metrics_that_leave, objections, plan_digest, require_may_leave
@@ -111,9 +111,9 @@ def test_a_forbidden_order_is_refused_noted_and_seen_as_a_class(tmp_path, reason
 
 def test_nothing_that_came_with_a_forbidden_order_is_decoded(tmp_path, monkeypatch):
     decoded = []
-    really = client_wire.decode_base
+    really = client.site.opened
     monkeypatch.setattr(
-        client_wire, "decode_base", lambda message: decoded.append(message) or really(message)
+        client.site, "opened", lambda *given, **more: decoded.append(1) or really(*given, **more)
     )
     one = Guarded(tmp_path, "work: {rounds: 2}", patients={"a": 3}, rounds=3)
     one.run()
