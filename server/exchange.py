@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from agssd_core.envelope import SealedOrder, SealedRefusal, SealedUpdate, digests_of, sign, sizes_of
+from agssd_core.envelope import SealedOrder, SealedRefusal, SealedUpdate, sign, sizes_of
 from agssd_core.errors import AgssdError, ProtocolVersionError, UpdateRejectedError
 from agssd_core.protocol import PROTOCOL_VERSION, RoundOrder, SiteUpdate, uplink_groups
 from agssd_core.weights import schema_digest, schema_of
@@ -137,7 +137,7 @@ class RoundExchange:
             wire=parcel.wire,
             previous_digest=parcel.previous_digest,
             schema_digest=self._schema_digest,
-            payload_digests=digests_of(parcel.payload),
+            payload_digests=parcel.digests,
             payload_sizes=sizes_of(parcel.payload),
         )
         return SealedOrder(order, parcel.payload, sign(order, None if keys is None else keys.own))
