@@ -38,9 +38,9 @@ ARMS: Mapping[str, tuple[str, ...]] = {
     "teacher-server-ema": MERGING["teacher-server-ema"],
 }
 PHANTOMS = [
-    {"name": "north", "modalities": ["CT"], "patients": 3, "scanner": "a"},
-    {"name": "coast", "modalities": ["MR"], "patients": 3, "scanner": "b"},
-    {"name": "valley", "modalities": ["MR"], "patients": 2, "scanner": "c"},
+    {"name": "north", "modalities": ["CT"], "patients": 6, "scanner": "a"},
+    {"name": "coast", "modalities": ["MR"], "patients": 6, "scanner": "b"},
+    {"name": "valley", "modalities": ["CT", "MR"], "patients": 4, "scanner": "c"},
 ]
 
 
@@ -51,7 +51,7 @@ def configuration(folder: Path, arm: str, *, seed: int, rounds: int, steps: int)
         "preset": "tiny",
         "seed": seed,
         "output": str(folder),
-        "training": {"batch_size": 2},
+        "training": {"batch_size": 4},
         "federation": {"rounds": rounds, "steps_per_round": steps, "min_sites": 3},
         "simulation": {"phantoms": PHANTOMS},
     }
@@ -155,7 +155,7 @@ def _by_rows(rows: Mapping[str, Array], like: Mapping[str, Array]) -> tuple[dict
 
 def run(*, quick: bool = False) -> None:
     """Print the table."""
-    seeds, rounds, steps = ((0,), 2, 2) if quick else (SEEDS, 3, 3)
+    seeds, rounds, steps = ((0,), 2, 2) if quick else (SEEDS, 5, 4)
     found: dict[str, list[list[float]]] = {}
     with tempfile.TemporaryDirectory(prefix="wire-cost-") as name:
         place = Path(name)
