@@ -155,7 +155,7 @@ def _by_rows(rows: Mapping[str, Array], like: Mapping[str, Array]) -> tuple[dict
 
 def run(*, quick: bool = False) -> None:
     """Print the table."""
-    seeds, rounds, steps = ((0,), 2, 2) if quick else (SEEDS, 5, 4)
+    seeds, rounds, steps = ((0,), 2, 2) if quick else (SEEDS, 3, 3)
     found: dict[str, list[list[float]]] = {}
     with tempfile.TemporaryDirectory(prefix="wire-cost-") as name:
         place = Path(name)
