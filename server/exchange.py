@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from agssd_core.application import CODE_DECLINED
-from agssd_core.envelope import SealedOrder, SealedRefusal, SealedUpdate, digests_of, sign, sizes_of
+from agssd_core.envelope import SealedOrder, SealedRefusal, SealedUpdate, sign, sizes_of
 from agssd_core.errors import AgssdError, ProtocolVersionError, UpdateRejectedError
 from agssd_core.protocol import PROTOCOL_VERSION, RoundOrder, SiteUpdate, uplink_groups
 from agssd_core.weights import schema_digest, schema_of
@@ -142,7 +142,7 @@ class RoundExchange:
             wire=parcel.wire,
             previous_digest=parcel.previous_digest,
             schema_digest=self._schema_digest,
-            payload_digests=digests_of(parcel.payload),
+            payload_digests=parcel.digests,
             payload_sizes=sizes_of(parcel.payload),
             journal="" if self.loop.chronicle is None else self.loop.chronicle.head(),
             ledger=ledger_head(self.loop.store.folder, site),

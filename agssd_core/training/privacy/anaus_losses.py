@@ -8,7 +8,6 @@ cannot see. Both give the same means.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -141,13 +140,11 @@ def idle_parameters(student: AnausNetwork, anaus: AnausConfig) -> list[nn.Parame
     levels = {level_of(scale, anaus.augment.size) for scale in anaus.regions.scales}
     finer = [level for level in levels if level < COARSEST]
     idle: list[nn.Module] = [
-        cast(nn.Module, student.pyramid.smooth[level])
-        for level in range(COARSEST)
-        if level not in levels
+        student.pyramid.smooth[level] for level in range(COARSEST) if level not in levels
     ]
     # A lateral layer serves its own map and every finer one.
     idle += [
-        cast(nn.Module, student.pyramid.lateral[level])
+        student.pyramid.lateral[level]
         for level in range(COARSEST + 1)
         if not finer or level < min(finer)
     ]

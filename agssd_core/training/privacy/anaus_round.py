@@ -48,7 +48,7 @@ class PrivateAnaus:
         self._config, self._frames, self._site = config, frames, site
         self._learner = learner
         for parameter in idle_parameters(learner.pair.student, config.anaus):
-            parameter.requires_grad_(requires_grad=False)
+            parameter.requires_grad = False
         self.clipped = ClippedSum(
             learner.pair.student,
             max_grad_norm=config.privacy.max_grad_norm,
