@@ -7,10 +7,14 @@ export FLWR_TELEMETRY_ENABLED := 0
 export FLWR_DISABLE_UPDATE_CHECK := 1
 export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION := 1
 
-.PHONY: demo test lint bench slow install wheelhouse clean
+.PHONY: demo deploy-demo test lint bench slow install wheelhouse clean
 
 demo: $(STAMP)
 	$(BIN)/agssd-sim run configs/simulation.yaml
+
+# A coordinator, nginx and three hospitals as separate processes on this machine. Needs nginx.
+deploy-demo: $(STAMP)
+	deploy/demo.sh
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -n 2 -m "not slow and not gpu and not deploy" tests

@@ -89,15 +89,14 @@ def encode(base: Weights, wanted: Weights, *, residual: Weights, wire: Wire) -> 
     reached, left, payload = Weights(), Weights(), Payload()
     for part in GROUPS:
         names = sorted(group(wanted, part))
-        aims = {name: _aim(wanted[name], residual.get(name)) for name in names}
-        differences = {n: _difference(base[n], aim, n) for n, aim in aims.items()}
+        differences = {n: _difference(base[n], _aim(wanted[n], residual.get(n)), n) for n in names}
         if names:
             payload[part] = _to_bytes(differences, wire)
             moved = _from_bytes(payload[part], schema_of(differences), wire)
             for name in names:
                 reached[name] = _moved(base[name], moved[name])
-                rest = aims[name] - reached[name].astype(np.float64)
-                left[name] = rest.astype(np.float32)
+                aim = _aim(wanted[name], residual.get(name))
+                left[name] = np.asarray(aim - reached[name].astype(np.float64), np.float32)
     return Encoded(payload, {name: reached[name] for name in wanted}, left)
 
 

@@ -129,3 +129,15 @@ class RoundError(AgssdError):
 
 class EngineError(AgssdError):
     """The federation engine could not be started or has ended unexpectedly."""
+
+
+class AccountingError(AgssdError):
+    """Noise, sampling rate, steps or delta are such that no epsilon can be stated."""
+
+
+class BudgetError(AgssdError):
+    """What is planned would spend more privacy than a budget allows; nothing was spent."""
+
+
+class LedgerError(AgssdError):
+    """A privacy ledger is missing, cut, edited, rolled back or cannot be written."""

@@ -71,9 +71,15 @@ def folder_lock(folder: Path) -> Iterator[None]:
     """Let one command at a time change a folder; a killed one leaves no lock behind.
 
     Raises:
-        KeyFileError: another command holds it.
+        KeyFileError: another command holds it, or it is missing or cannot be written.
     """
-    descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as error:
+        raise KeyFileError(
+            f"the folder of the keys cannot be used ({type(error).__name__}). Name an existing one "
+            "or mend its permissions."
+        ) from None
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

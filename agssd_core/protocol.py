@@ -114,6 +114,8 @@ class RoundOrder(Record):
         payload_digests, payload_sizes: SHA-256 and bytes of each part that comes along.
         journal: ``SEQUENCE:DIGEST``, the head of the sender's journal; the receiver notes it, so
             that neither can cut its journal short unnoticed. Empty without journals.
+        ledger: newest head of the site's privacy ledger that the server holds (population,
+            sequence, digest); empty when it holds none.
     """
 
     sender = "server"
@@ -135,6 +137,7 @@ class RoundOrder(Record):
     payload_digests: dict[str, str] = field(default_factory=dict)
     payload_sizes: dict[str, int] = field(default_factory=dict)
     journal: str = ""
+    ledger: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -177,6 +180,7 @@ class UpdateHeader(Record):
         wire: ``float32``, ``bf16`` or ``int8``; the latter are differences to the base.
         payload_digests, payload_sizes: SHA-256 and bytes of each part as it travels.
         journal: as in an order.
+        privacy: a ``PrivacyStatement``'s fields; empty when trained without privacy.
     """
 
     sender = "site"
@@ -197,6 +201,7 @@ class UpdateHeader(Record):
     payload_digests: dict[str, str] = field(default_factory=dict)
     payload_sizes: dict[str, int] = field(default_factory=dict)
     journal: str = ""
+    privacy: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

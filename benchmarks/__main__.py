@@ -14,6 +14,7 @@ from pathlib import Path
 MODULES = (
     "bench_agssd",
     "bench_anaus",
+    "bench_dp",
     "bench_edges",
     "bench_cache",
     "bench_rounds",

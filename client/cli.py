@@ -25,7 +25,7 @@ from agssd_core.data.grouping import Selection
 from agssd_core.data.index import index_folders
 from agssd_core.data.prepare import prepare_site
 from agssd_core.errors import CatalogueError
-from client import keys_cli
+from client import keys_cli, ledger_cli
 from client.delineate_cli import delineate
 from client.policy import allowed_applications
 from client.policy_cli import app as policy_app
@@ -230,6 +230,9 @@ def export(
 
     number, chosen = export_held(place, out, run=of_run, cohort=cohort, network=network, form=form)
     say(f"{out}: {network} of round {number} as {chosen}")
+
+
+ledger_cli.register(app)
 
 
 def main() -> None:

@@ -54,8 +54,8 @@ def opened(sealed: SealedOrder, *, folder: Path) -> Weights:
         folder: the site's, where it keeps the cohort's last base.
 
     Raises:
-        OrderRefusedError: ``cohort``, or ``base`` when the site lacks the weights that these are a difference
-            to; the server then sends them whole.
+        OrderRefusedError: ``cohort``, or ``base`` when the site lacks the weights that these are
+            a difference to; the server then sends them whole.
         WeightsError: the arrays are not those of the order's own form.
     """
     order = sealed.order

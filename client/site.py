@@ -12,7 +12,7 @@ from agssd_core.config import Cohort, RunConfig
 from agssd_core.config.node import name_problem
 from agssd_core.differences import WIRES
 from agssd_core.envelope import SealedOrder, SealedRefusal, SealedUpdate, sign
-from agssd_core.errors import CollapseError, OrderRefusedError
+from agssd_core.errors import OrderRefusedError
 from agssd_core.protocol import (
     PROTOCOL_VERSION,
     Refusal,
@@ -31,6 +31,7 @@ from client.memory import LastRound, RunMemory
 from client.objections import require_may_leave
 from client.outbound import leaving, release
 from client.policy import Guard, Recorder
+from client.purse import Keeping, Purse, reason_of
 from client.receive import checked, opened, plan_hash, require_envelope
 from client.sending import packed, signed
 from client.site_journal import SiteJournal
@@ -65,6 +66,7 @@ class Site:
     workbench: Workbench
     identity: Identity | None = None
     recorder: Recorder | None = None
+    ledger: Keeping = "site"
     _warm: dict[str, _Warm] = field(default_factory=dict, repr=False)
 
     @property
@@ -117,9 +119,8 @@ class Site:
         order's nonce, without training.
 
         Raises:
-            OrderRefusedError: the site has no scan for the cohort, the order does not fit the
-                plan, its weights are damaged, or the targets collapsed and the plan says
-                ``monitor.stop_on_collapse``.
+            OrderRefusedError: no scan for the cohort, an order that does not fit its plan, damaged
+                weights, a spent privacy budget, or a collapse under ``stop_on_collapse``.
         """
         facts = self._facts(order.protocol, order.cohort)
         config = checked(order, weights)
@@ -143,8 +144,8 @@ class Site:
                     )
             except BaseException as error:
                 self._warm.pop(order.cohort, None)  # half-trained; the next starts from disk
-                if isinstance(error, CollapseError):
-                    raise OrderRefusedError(str(error), reason="collapsed") from None
+                if reason := reason_of(error):
+                    raise OrderRefusedError(str(error), reason=reason) from None
                 raise
 
     def _train(
@@ -165,6 +166,8 @@ class Site:
         first = last.first_divergence if last is not None and last.plan_hash == plan else 0.0
         start = start_of_round(weights, merge, own=own, first_divergence=first)
         trainer = self._trainer(order, start, config=config, memory=memory, last=last, plan=plan)
+        purse = Purse(self.folder, self.name, order, plan, memory.folder, self.ledger)
+        purse.offer(trainer)
         metrics = trainer.train_steps(order.first_step, order.steps, order.total_steps)
         metrics |= start.metrics(merge.student)
         trained = trainer.shared_weights()
@@ -176,6 +179,9 @@ class Site:
             patient_count=facts.patient_count,
             metrics=metrics,
             leaves=self.guard.leaves(),
+        )
+        released = replace(
+            released, header=replace(released.header, privacy=purse.statement(metrics))
         )
         before = last is not None and last.plan_hash == plan and last.round < order.round
         residual = memory.residual(last) if before and last is not None else {}
@@ -192,6 +198,7 @@ class Site:
         done = LastRound(order.round, plan, order.base_digest, start.first_divergence)
         note_round(memory.folder, RoundNote(order.round, time.time(), metrics))
         memory.commit(done, update, local=local, residual=left)
+        purse.settle()
         self._warm[order.cohort] = _Warm(trainer, order.run, plan, order.round)
         return signed(update, self.identity)
 
@@ -239,13 +246,13 @@ _OPEN: dict[tuple[Path, str, int, KeyPlace | None], Site] = {}
 
 
 def open_site(
-    folder: Path, name: str, workbench: Workbench, *, keys: KeyPlace | None = None
+    folder: Path, name: str, workbench: Workbench, *, keys: KeyPlace | None, ledger: Keeping
 ) -> Site:
     """The site of a folder; within a process always the same one, so its trainer stays warm."""
     key = (folder.resolve(), name, id(workbench), keys)
     if key not in _OPEN:
         identity = keys.load() if keys else None
-        _OPEN[key] = Site(key[0], name, workbench, identity, SiteJournal.of(key[0]))
+        _OPEN[key] = Site(key[0], name, workbench, identity, SiteJournal.of(key[0]), ledger)
     return _OPEN[key]
 
 
@@ -259,7 +266,8 @@ def named_site(node_config: Mapping[str, object], *, workbench: Workbench) -> Si
 
     Args:
         node_config: ``site`` is the folder, ``name`` the enrolled name (the folder's by default),
-            ``server-key`` and ``signing-key`` the keys of a signed connection.
+            ``server-key`` and ``signing-key`` the keys of a signed connection,
+            ``ledger`` is ``run`` in simulations, whose runs do not add up.
         workbench: how catalogue and trainer are opened.
 
     Raises:
@@ -273,7 +281,9 @@ def named_site(node_config: Mapping[str, object], *, workbench: Workbench) -> Si
     name = str(node_config.get("name") or Path(folder).name)
     if problem := name_problem(name):
         raise OrderRefusedError(f"{problem} Use `--name`.", reason="site")
-    return open_site(Path(folder), name, workbench, keys=key_place(node_config))
+    ledger: Keeping = "run" if node_config.get("ledger") == "run" else "site"
+    keys = key_place(node_config)
+    return open_site(Path(folder), name, workbench, keys=keys, ledger=ledger)
 
 
 SiteOpener = Callable[[Mapping[str, object]], Site]

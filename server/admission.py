@@ -2,7 +2,8 @@
 
 One bad site costs that site its round and nobody else theirs. ``server.envelope`` has checked the
 envelope before an array was decoded; here, in this order: duplicate, size, enrolment, schema,
-finite values, norms, merging weight, identity of the order, digest of the arrays.
+finite values, norms, merging weight, identity of the order, digest of the arrays,
+metrics, statement of privacy.
 """
 
 import math
@@ -14,7 +15,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from agssd_core.differences import Wire, size_limit
-from agssd_core.errors import UpdateRejectedError, WeightsError
+from agssd_core.errors import ProtocolError, UpdateRejectedError, WeightsError
+from agssd_core.privacy_statement import PrivacyStatement
 from agssd_core.protocol import PROTOCOL_VERSION, SiteUpdate, UpdateHeader
 from agssd_core.signing import VerifyKey
 from agssd_core.weights import (
@@ -47,6 +49,7 @@ REASONS: Mapping[str, str] = {
     "nonce": "the update does not answer this order",
     "digest": "the arrays are not those that the header names",
     "metrics": "a metric is not a finite number under a plain name",
+    "privacy": "its statement of privacy is none",
 }
 
 MAX_ABS_VALUE = 1e6
@@ -130,6 +133,7 @@ def admit(
     require_order(update.header, rules)
     _digest(update)
     _metrics(update)
+    _privacy(update)
     return update
 
 
@@ -236,6 +240,15 @@ def _metrics(update: SiteUpdate) -> None:
         # Names reach reports and files, so they are no place for markup or paths.
         if not _METRIC_NAME.fullmatch(str(name)) or not _is_number(value):
             raise rejected(update.header, "metrics", f"in {_shown(name)}")
+
+
+def _privacy(update: SiteUpdate) -> None:
+    if not update.header.privacy:
+        return
+    try:
+        PrivacyStatement.checked(update.header.privacy)
+    except ProtocolError:
+        raise rejected(update.header, "privacy", "a field is missing or without meaning") from None
 
 
 def _is_number(value: object) -> bool:

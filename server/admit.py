@@ -147,7 +147,7 @@ def _require_member(request: EnrolmentRequest, federation: Federation) -> None:
             "federation.yaml and provision again, or ask for another request."
         )
     counts = request.cohorts.values()
-    if not all(type(count) is int and 0 < count <= MAX_PATIENTS for count in counts):
+    if not all(0 < count <= MAX_PATIENTS for count in counts):
         raise EnrolmentError(
             f"a patient count of the request is no whole number from 1 to {MAX_PATIENTS}. Ask for "
             "another request."

@@ -8,7 +8,7 @@ import typer
 from agssd_core.config import load_config
 from agssd_core.console import new_app, say
 from agssd_core.errors import ConfigError
-from server import federation_cli
+from server import federation_cli, privacy_cli
 from server.federation_folder import load_federation
 from server.proxy import SUPERLINK_PORT, write_federation_proxy
 from server.report import write_server_report
@@ -108,6 +108,9 @@ def proxy_config(
     listen = listen or str(load_federation(federation).settings.server.port)
     written = write_federation_proxy(federation, out, listen=listen, upstream_port=port)
     say(f"{written}: start it with `nginx -e stderr -p {out.resolve()} -c {written.name}`")
+
+
+privacy_cli.register(app)
 
 
 def main() -> None:

@@ -1,11 +1,15 @@
 """Pause, resume and stop a run between two rounds, by a file in the run's folder."""
 
+import logging
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal, get_args
 
 from agssd_core.errors import ConfigError
 from agssd_core.weights import write_text
+from server.loop import RoundLoop
+
+log = logging.getLogger(__name__)
 
 State = Literal["go", "pause", "stop"]
 _FILE = "control"
@@ -35,3 +39,14 @@ def state_of(folder: Path) -> State:
     except OSError:
         return "go"
     return next((state for state in get_args(State) if state == text), "go")
+
+
+def may_go_on(loop: RoundLoop) -> bool:
+    """Wait while the coordinator has paused the run; False when it shall stop here."""
+    while (state := state_of(loop.store.folder)) == "pause":
+        loop.board.enter("paused")
+        loop.sleep(max(loop.config.federation.poll_s, 0.5))
+    if state == "stop":
+        loop.board.enter("stopped")
+        log.info("%s: stopped between two rounds", loop.config.federation.cohort)
+    return state == "go"

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from agssd_core.differences import Payload, Wire, encode, pack_whole
+from agssd_core.envelope import digests_of
 from agssd_core.protocol import HELD
 from agssd_core.weights import Weights
 from server.manifest import Checkpoint
@@ -34,6 +35,11 @@ class Parcel:
     wire: str
     previous_digest: str = ""
     payload: Payload = field(default_factory=dict, repr=False)
+
+    @cached_property
+    def digests(self) -> dict[str, str]:
+        """SHA-256 of each part, taken once for all orders."""
+        return digests_of(self.payload)
 
 
 @dataclass(frozen=True)
@@ -57,14 +63,10 @@ class Downlink:
         Args:
             held: digest of the base that the site holds; empty when that is not known.
         """
-        manifest = self._base.manifest
-        said = manifest.extra.get(EXTRA)
-        if not held:
-            return self._whole
-        if held == manifest.weights_digest:
+        if held and held == self._base.manifest.weights_digest:
             return Parcel(HELD)
-        if isinstance(said, Mapping) and held == said.get("previous"):
-            return Parcel(str(said.get("wire")), held, self._difference)
+        if held and held == self._said.get("previous"):
+            return self._difference
         return self._whole
 
     @cached_property
@@ -72,12 +74,19 @@ class Downlink:
         return Parcel("float32", payload=pack_whole(self._base.weights))
 
     @cached_property
-    def _difference(self) -> Payload:
-        return {
+    def _difference(self) -> Parcel:
+        parts = {
             name.removeprefix(_CODED): part.tobytes()
             for name, part in self._base.state.items()
             if name.startswith(_CODED)
         }
+        return Parcel(str(self._said.get("wire")), str(self._said.get("previous")), parts)
+
+    @property
+    def _said(self) -> Mapping[str, Any]:
+        """What the checkpoint says of its difference; empty when it has none."""
+        said = self._base.manifest.extra.get(EXTRA)
+        return said if isinstance(said, Mapping) else {}
 
 
 def rule_state(state: Weights) -> Weights:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from agssd_core.application import CODE_DECLINED
-from agssd_core.envelope import SealedOrder, SealedRefusal, SealedUpdate, digests_of, sign, sizes_of
+from agssd_core.envelope import SealedOrder, SealedRefusal, SealedUpdate, sign, sizes_of
 from agssd_core.errors import AgssdError, ProtocolVersionError, UpdateRejectedError
 from agssd_core.protocol import PROTOCOL_VERSION, RoundOrder, SiteUpdate, uplink_groups
 from agssd_core.weights import schema_digest, schema_of
@@ -20,6 +20,7 @@ from server.envelope import open_update, require_own_refusal
 from server.loop import LateOrder, RoundLoop
 from server.manifest import Checkpoint
 from server.spool import RoundSpool
+from server.statements import ledger_head, note_statement
 
 log = logging.getLogger(__name__)
 
@@ -141,9 +142,10 @@ class RoundExchange:
             wire=parcel.wire,
             previous_digest=parcel.previous_digest,
             schema_digest=self._schema_digest,
-            payload_digests=digests_of(parcel.payload),
+            payload_digests=parcel.digests,
             payload_sizes=sizes_of(parcel.payload),
             journal="" if self.loop.chronicle is None else self.loop.chronicle.head(),
+            ledger=ledger_head(self.loop.store.folder, site),
         )
         return SealedOrder(order, parcel.payload, sign(order, None if keys is None else keys.own))
 
@@ -177,6 +179,7 @@ class RoundExchange:
             "bytes_down": float(self.bytes_down[sent.site]),
             "seconds": self.loop.clock() - sent.pushed,
         }
+        note_statement(self.loop.store.folder, update.header)
         self.spool.add(update, note=note)
         self.loop.board.admitted(sent.site, size=int(note["bytes_up"]))
         if self.rules.wire != "float32":  # a site keeps the base of what it answered

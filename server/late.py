@@ -11,6 +11,7 @@ from server.exchange import read_update
 from server.loop import LateOrder, RoundLoop
 from server.merge import StaleUpdate
 from server.spool import RoundSpool
+from server.statements import note_statement
 from server.store import RunStore
 
 log = logging.getLogger(__name__)
@@ -86,6 +87,7 @@ def _stale(
     update, reason = read_update(message, own, asked=order.site)
     if update is None:
         return f"late-{reason}"
+    note_statement(loop.store.folder, update.header)
     spool = RoundSpool(loop.store.folder / f"late-{order.round:04d}")
     spool.add(update)
     site = order.site

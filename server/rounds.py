@@ -24,7 +24,7 @@ from agssd_core.config import (
 from agssd_core.errors import CheckpointError, RoundError
 from server.chronicle import Chronicle
 from server.collect import Exchange, InlinePuller, Puller, ThreadedPuller
-from server.control import state_of
+from server.control import may_go_on
 from server.discovery import Enrolment, SiteBook
 from server.downlink import next_base, rule_state
 from server.exchange import RoundExchange
@@ -37,6 +37,7 @@ from server.members import Members
 from server.merge import MergeResult, MergeState, merge_round, site_weights
 from server.outcome import RoundOutcome, round_rows
 from server.spool import RoundSpool
+from server.statements import told
 from server.store import RunStore
 
 log = logging.getLogger(__name__)
@@ -133,7 +134,7 @@ def each_round(
         loop.keys, loop.chronicle = how.get("keys"), how.get("chronicle")
         wanted = max(config.federation.expected_sites, config.federation.min_sites)
         for number in range(checkpoint.round, config.federation.rounds):
-            if not _may_go_on(loop):
+            if not may_go_on(loop):
                 break
             outcome = _run_round(loop, checkpoint, wanted=wanted)
             checkpoint = store.load(number + 1)
@@ -183,17 +184,6 @@ def sample_sites(
     rng = np.random.default_rng(int.from_bytes(digest[:16], "big"))
     chosen = rng.choice(len(ordered), size=wanted, replace=False)
     return tuple(ordered[index] for index in sorted(chosen))
-
-
-def _may_go_on(loop: RoundLoop) -> bool:
-    """Wait while the coordinator has paused the run; False when it shall stop here."""
-    while (state := state_of(loop.store.folder)) == "pause":
-        loop.board.enter("paused")
-        loop.sleep(max(loop.config.federation.poll_s, 0.5))
-    if state == "stop":
-        loop.board.enter("stopped")
-        log.info("%s: stopped between two rounds", loop.config.federation.cohort)
-    return state == "go"
 
 
 def _run_round(loop: RoundLoop, base: Checkpoint, *, wanted: int) -> RoundOutcome:
@@ -296,6 +286,6 @@ def _save(
         config=dump_config(loop.config),
         sites=tuple(shares),
         shares={site: float(share) for site, share in shares.items()},
-        extra={"enrolled": dict(sorted(exchange.enrolled.items())), **after.extra},
+        extra={**told(loop.store.folder, exchange.enrolled), **after.extra},
     )
     loop.store.save_round(record, after.weights, state=after.state)

@@ -25,7 +25,7 @@ from server.outcome import RoundOutcome
 from server.proxy import SUPERLINK_PORT, write_federation_proxy
 from server.serve import require_site_counts, rounds_left, write_page, writing_page
 from server.signed_run import signed_run
-from server.superlink import Certificates, Submission, run_on, superlink
+from server.superlink import Certificates, Submission, SuperLink, run_on, superlink
 from server.tracking import tracking_cohorts
 
 PROXY_TIMEOUT_S = 30.0
@@ -73,7 +73,6 @@ def serve_federation(
     """
     require_site_counts(config)
     require_packages(config.tracking)
-    settings = load_federation(federation).settings
     certificates = Certificates.of(federation)
     folder = Path(config.output) / config.name
     stores = cohort_stores(folder, config)
@@ -81,9 +80,6 @@ def serve_federation(
         write_page(folder)
         say("the run is complete; nothing to do")
         return
-    chronicle = signed_run(federation, folder)["chronicle"]
-    listen = door.listen or f"0.0.0.0:{settings.server.port}"
-    port = door.port or (0 if door.own_proxy else SUPERLINK_PORT)
     with ExitStack() as stack:
         stack.enter_context(stopping_on_terminate())
         told = stack.enter_context(
@@ -91,23 +87,37 @@ def serve_federation(
                 config.tracking, stores, run=config.name, on_round=writing_page(folder, on_round)
             )
         )
+        port = door.port or (0 if door.own_proxy else SUPERLINK_PORT)
         link = stack.enter_context(
             superlink(config, folder / "engine", port=port, certificates=certificates)
         )
         keeper = NodeKeeper(link, lambda: active_enrolments(federation, datetime.now(UTC)), say=say)
-        if door.own_proxy:
-            stack.enter_context(_proxy(federation, folder, listen=listen, upstream=link.port))
-            say(f"sites connect to {settings.server.host}:{settings.server.port} ({listen} here)")
-        else:
-            say(f"the SuperLink listens on {LOOPBACK}:{link.port}, for the machine's own nginx")
+        say(_open_door(stack, federation, folder, door, link))
         say(f"live page: {stack.enter_context(live_page(folder))}")
         set_state([store.folder for store in stores.values()], "go")
-        if chronicle is not None:
-            chronicle.journal.append("start", {"run": config.name})
-            stack.callback(chronicle.journal.append, "stop", {"run": config.name})
+        _journal_start_and_stop(stack, federation, folder)
         how = Submission(signed_by=federation)
         run_on(link, config, folder, how=how, on_round=told, meanwhile=keeper)
     say(f"report: {write_page(folder)}")
+
+
+def _open_door(
+    stack: ExitStack, federation: Path, folder: Path, door: Door, link: SuperLink
+) -> str:
+    """Start our own proxy if it is wanted; a line for the operator."""
+    server = load_federation(federation).settings.server
+    if not door.own_proxy:
+        return f"the SuperLink listens on {LOOPBACK}:{link.port}, for the machine's own nginx"
+    listen = door.listen or f"0.0.0.0:{server.port}"
+    stack.enter_context(_proxy(federation, folder, listen=listen, upstream=link.port))
+    return f"sites connect to {server.host}:{server.port} ({listen} here)"
+
+
+def _journal_start_and_stop(stack: ExitStack, federation: Path, folder: Path) -> None:
+    chronicle = signed_run(federation, folder)["chronicle"]
+    if chronicle is not None:
+        chronicle.journal.append("start", {"run": folder.name})
+        stack.callback(chronicle.journal.append, "stop", {"run": folder.name})
 
 
 @contextmanager

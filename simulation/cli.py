@@ -97,6 +97,26 @@ def init(config: ConfigArgument, overrides: Overrides = None) -> None:
 
 
 @app.command()
+def phantoms(
+    config: ConfigArgument,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder; a folder for each hospital.")],
+    overrides: Overrides = None,
+) -> None:
+    """Write the raw scans of the invented hospitals, to try out what hospitals do with theirs.
+
+    Example: agssd-sim phantoms configs/deploy-demo.yaml --out scans
+    """
+    from simulation.phantoms import write_phantom_site
+
+    settings = load_config(config, overrides or ())
+    if not settings.simulation.phantoms:
+        raise ConfigError("simulation.phantoms is empty. Name a hospital to invent.")
+    for site in settings.simulation.phantoms:
+        count = write_phantom_site(out / site.name, site, seed=settings.seed)
+        say(f"{out / site.name}: {count} scan(s)")
+
+
+@app.command()
 def export(
     run: Annotated[Path, typer.Argument(help="The run's folder.", show_default=False)],
     out: Annotated[Path, typer.Option("--out", "-o", help="File to write.")],

@@ -233,7 +233,7 @@ def _context(node: int, name: str, folder: Path) -> Context:
     return Context(
         run_id=RUN_ID,
         node_id=node,
-        node_config={"site": str(folder), "name": name},
+        node_config={"site": str(folder), "name": name, "ledger": "run"},
         state=RecordDict(),
         run_config={},
     )

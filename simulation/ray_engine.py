@@ -33,7 +33,10 @@ def federate_on_ray(
     """
     logs = folder / "engine"
     table = logs / "sites.json"
-    rows = [{"site": str(sites[name].resolve()), "name": name} for name in sorted(sites)]
+    rows = [
+        {"site": str(sites[name].resolve()), "name": name, "ledger": "run"}
+        for name in sorted(sites)
+    ]
     write_text(table, json.dumps(rows), private=True)
     settings = {
         "num-supernodes": len(rows),

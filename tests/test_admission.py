@@ -14,6 +14,38 @@ NAME = "student/encoder.weight"
 TEACHER = "teacher/encoder.weight"
 
 
+STATEMENT = {
+    "epsilon": 2.0,
+    "epsilon_run": 1.5,
+    "delta": 1e-5,
+    "sigma": 1.0,
+    "rate": 0.1,
+    "steps": 10,
+    "unit": "patient",
+    "scope": "population",
+    "noise": "secure",
+    "population": "0123456789abcdef",
+    "sequence": 3,
+    "digest": "a" * 64,
+    "accountant": "rdp opacus 1.6.0",
+}
+BAD_STATEMENTS = {
+    "nan": {"epsilon": float("nan")},
+    "infinite": {"epsilon": float("inf")},
+    "huge": {"epsilon": 10**400},
+    "negative": {"epsilon_run": -1.0},
+    "run above all": {"epsilon_run": 3.0},
+    "delta": {"delta": 0.0},
+    "rate": {"rate": 1.5},
+    "unit": {"unit": "volume"},
+    "markup": {"accountant": "<b>rdp</b>"},
+    "line end": {"population": "0123456789abcdef\n"},
+    "sequence": {"sequence": 10**400},
+    "text": {"sigma": "1.0"},
+    "surplus": {"patients": 12},
+}
+
+
 def _with(weights, name, array):
     return weights | {name: array}
 
@@ -59,6 +91,11 @@ def _bad_updates(good):
             "metrics",
             update_of(good, metrics={f"m{i}": 1.0 for i in range(MAX_METRICS + 1)}),
         ),
+        **{
+            f"privacy {name}": ("privacy", update_of(good, privacy=STATEMENT | changes))
+            for name, changes in BAD_STATEMENTS.items()
+        },
+        "privacy of no kind": ("privacy", update_of(good, privacy={"epsilon": 1.0})),
         "unknown site": ("site", update_of(good, site="mallory")),
         "too large": ("size", update_of(_with(good, "student/x", np.zeros(99999)))),
     }
@@ -71,6 +108,8 @@ BAD = _bad_updates(moved(BASE, 1))
 def test_a_good_update_passes_unchanged():
     update = update_of(moved(BASE, 1))
     assert admit(update, rules_for(BASE)) is update
+    private = update_of(moved(BASE, 1), privacy=STATEMENT)
+    assert admit(private, rules_for(BASE)) is private
 
 
 @pytest.mark.parametrize("case", BAD)

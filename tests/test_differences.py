@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -28,6 +28,7 @@ def vector(values):
     return {"student/w": np.asarray(values, np.float32)}
 
 
+@settings(deadline=None, max_examples=50)
 @given(values=hnp.arrays(np.float32, st.integers(1, 3 * BLOCK + 1), elements=numbers))
 def test_bf16_is_torchs_rounding_to_nearest_even(values):
     zero = vector(np.zeros_like(values))
@@ -36,6 +37,7 @@ def test_bf16_is_torchs_rounding_to_nearest_even(values):
     assert np.array_equal(reached, expected)
 
 
+@settings(deadline=None, max_examples=50)
 @given(values=hnp.arrays(np.float32, st.integers(1, 3 * BLOCK + 1), elements=numbers))
 def test_int8_errs_by_half_a_step_of_its_block(values):
     zero = vector(np.zeros_like(values))
@@ -48,6 +50,7 @@ def test_int8_errs_by_half_a_step_of_its_block(values):
 
 
 @CODED
+@settings(deadline=None, max_examples=50)
 @given(seed=st.integers(0, 99))
 def test_whoever_decodes_ends_on_the_bits_that_the_coder_says(wire, seed):
     base = model(seed)

@@ -183,8 +183,9 @@ EDITED = {
     "cohort": (_signed_again({"cohorts": {"us": 2}}), "may take part in ct-mr"),
     "no cohort": (_signed_again({"cohorts": {}}), "names no cohort"),
     "no patient": (_signed_again({"cohorts": {"ct-mr": 0}}), "no whole number from 1"),
-    "truth": (_signed_again({"cohorts": {"ct-mr": True}}), "no whole number from 1"),
-    "text": (_signed_again({"cohorts": {"ct-mr": "2"}}), "no whole number from 1"),
+    "truth": (_signed_again({"cohorts": {"ct-mr": True}}), "no request of this version"),
+    "many": (_signed_again({"cohorts": {"ct-mr": 10**8}}), "no whole number from 1"),
+    "text": (_signed_again({"cohorts": {"ct-mr": "2"}}), "no request of this version"),
     "version": (_signed_again({"protocol": 99}), "speaks protocol 99"),
     "renewal of nothing": (_signed_again({"renews": 1, "key_id": 2}), "not its newest"),
 }

@@ -23,6 +23,7 @@ from agssd_core.config.frames import FramesConfig
 from agssd_core.config.load import config_from_json, dump_config, load_config, parse_config
 from agssd_core.config.lpsam import LpsamConfig
 from agssd_core.config.presets import PRESETS
+from agssd_core.config.privacy import PrivacyConfig
 from agssd_core.config.run import RunConfig
 from agssd_core.config.simulation import (
     PhantomSiteConfig,
@@ -58,6 +59,7 @@ __all__ = [
     "MonitorConfig",
     "OptimiserConfig",
     "PhantomSiteConfig",
+    "PrivacyConfig",
     "RunConfig",
     "SimulationConfig",
     "SiteFoldersConfig",

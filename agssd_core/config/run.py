@@ -13,6 +13,7 @@ from agssd_core.config.federation import Cohort, FederationConfig
 from agssd_core.config.frames import FramesConfig
 from agssd_core.config.lpsam import LpsamConfig
 from agssd_core.config.node import Node, require, within
+from agssd_core.config.privacy import PrivacyConfig, privacy_problems
 from agssd_core.config.simulation import SimulationConfig
 from agssd_core.config.training import MonitorConfig, TrackingConfig, TrainingConfig
 
@@ -39,6 +40,7 @@ class RunConfig(Node):
     anaus: AnausConfig = AnausConfig()
     lpsam: LpsamConfig = LpsamConfig()
     training: TrainingConfig = TrainingConfig()
+    privacy: PrivacyConfig = PrivacyConfig()
     monitor: MonitorConfig = MonitorConfig()
     tracking: TrackingConfig = TrackingConfig()
     federation: FederationConfig = FederationConfig()
@@ -83,6 +85,7 @@ class RunConfig(Node):
                 within("threads", self.threads, 1, 1024),
                 within("seed", self.seed, 0, 2**31 - 1),
                 *self._cohort_problems(),
+                *privacy_problems(self),
             ]
         )
         return self

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from agssd_core.errors import ShapeError
 from agssd_core.losses.precision import full
-from agssd_core.losses.rows import row_means
+from agssd_core.losses.rows import RowMeans, row_means
 
 _PIXEL_EPSILON = 1e-6
 
@@ -53,6 +53,22 @@ def masked_l1(
 ) -> Tensor:
     """Mean absolute error over masked voxels, per crop first, then over the crops.
 
+    Arguments and errors are those of ``masked_l1_rows``.
+
+    Returns:
+        Scalar, in units of the target ([0, 1] voxels). 0 when nothing is masked.
+
+    Source:
+        Masked voxel regression with L1 as in SMIT (Jiang et al. 2022, arXiv:2205.10342, Eq. 1).
+    """
+    return masked_l1_rows(prediction, target, row, rows=rows, weights=weights).mean()
+
+
+def masked_l1_rows(
+    prediction: Tensor, target: Tensor, row: Tensor, *, rows: int, weights: Tensor | None = None
+) -> RowMeans:
+    """Mean absolute error over the masked voxels of each crop.
+
     Args:
         prediction: (P, p^3) decoder output of the P masked tokens.
         target: (P, p^3) clean voxels of the same tokens.
@@ -61,14 +77,8 @@ def masked_l1(
         weights: (P, p^3) of the voxels; they are normalised within a crop, so a stronger edge
             weight does not make the whole term larger. None weighs all alike.
 
-    Returns:
-        Scalar, in units of the target ([0, 1] voxels). 0 when nothing is masked.
-
     Raises:
         ShapeError: shapes differ.
-
-    Source:
-        Masked voxel regression with L1 as in SMIT (Jiang et al. 2022, arXiv:2205.10342, Eq. 1).
     """
     if prediction.shape != target.shape or prediction.ndim != 2:
         raise ShapeError(
@@ -77,11 +87,11 @@ def masked_l1(
         )
     error = (full(prediction) - full(target)).abs()
     if weights is None:
-        return row_means(error.mean(dim=-1), row, rows=rows).mean()
+        return row_means(error.mean(dim=-1), row, rows=rows)
     weights = full(weights)
     amount = weights.sum(dim=-1)
     weighted = (error * weights).sum(dim=-1) / amount.clamp_min(1e-12)
-    return row_means(weighted, row, rows=rows, weights=amount).mean()
+    return row_means(weighted, row, rows=rows, weights=amount)
 
 
 def best_constant_l1(target: Tensor, row: Tensor, *, rows: int) -> Tensor:

@@ -41,6 +41,14 @@ class AnausShape:
     share_statistics: bool = False
 
 
+class RowGroupNorm(nn.GroupNorm):
+    """GroupNorm of every row by itself, whatever axes lie before the channels."""
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """(..., C) -> (..., C)."""
+        return super().forward(rows.flatten(0, -2)).view(rows.shape)
+
+
 class RegionMlp(nn.Module):
     """Linear, norm, ReLU, linear over rows of sampled anatomies; float32 at least.
 
@@ -53,7 +61,7 @@ class RegionMlp(nn.Module):
         super().__init__()
         self.inner = nn.Linear(width, hidden)
         self.norm: nn.Module = (
-            nn.GroupNorm(backbone.groups, hidden)
+            RowGroupNorm(backbone.groups, hidden)
             if backbone.norm == "group"
             else nn.BatchNorm1d(hidden)
         )
@@ -62,8 +70,10 @@ class RegionMlp(nn.Module):
     def forward(self, rows: Tensor) -> Tensor:
         """(..., width) -> (..., out)."""
         with torch.autocast(rows.device.type, enabled=False):
-            flat = full(rows).flatten(0, -2)
-            out: Tensor = self.outer(torch.relu(self.norm(self.inner(flat))))
+            # BatchNorm wants its rows along one axis; per-patient gradients want them apart.
+            apart = isinstance(self.norm, RowGroupNorm)
+            given = full(rows) if apart else full(rows).flatten(0, -2)
+            out: Tensor = self.outer(torch.relu(self.norm(self.inner(given))))
             return out.view(*rows.shape[:-1], -1)
 
 

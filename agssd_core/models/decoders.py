@@ -66,7 +66,7 @@ class TransformerDecoder(nn.Module):
 
     def forward(self, tokens: Tensor, grid: Grid, index: Tensor | None = None) -> Tensor:
         """Reconstruct voxels; arguments and result as ``LinearDecoder.forward``."""
-        tokens = self.pos_embed(self.narrow(tokens), grid)
+        tokens = self.pos_embed(self.narrow(tokens), grid=grid)
         for block in self.blocks:
             tokens = block(tokens)
         return _voxels(self.norm, self.out, _chosen(tokens, index))

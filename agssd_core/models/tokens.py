@@ -54,7 +54,10 @@ class PosEmbed(nn.Module):
             self.register_buffer("weight", sincos_positions(grid, width), persistent=False)
 
     def forward(self, tokens: Tensor, grid: Grid) -> Tensor:
-        """Add positions to (M, N, E) tokens that lie on ``grid``."""
+        """Add positions to (M, N, E) tokens that lie on ``grid``.
+
+        Name ``grid`` in a call: hooks of per-patient gradients want tensors alone in its place.
+        """
         return tokens + self.at(grid)
 
     def at(self, grid: Grid) -> Tensor:

@@ -121,7 +121,7 @@ class VisionTransformer3d(nn.Module):
         if mask is not None:
             _require_mask(mask, tokens)
             tokens = self.mask_token(tokens, mask)
-        return self._encode(self.pos_embed(tokens, grid), generator)
+        return self._encode(self.pos_embed(tokens, grid=grid), generator)
 
     def forward_visible(
         self, crops: Tensor, mask: Tensor, *, generator: torch.Generator | None = None
@@ -141,13 +141,13 @@ class VisionTransformer3d(nn.Module):
         """
         tokens, grid = self._embed(crops)
         _require_mask(mask, tokens)
-        return self._encode(take_rows(self.pos_embed(tokens, grid), ~mask), generator)
+        return self._encode(take_rows(self.pos_embed(tokens, grid=grid), ~mask), generator)
 
     def mask_queries(self, mask: Tensor, grid: Grid) -> Tensor:
         """Mask token plus position at each hidden token, (M, N_hidden, E)."""
         blank = self.mask_token.weight.new_zeros(*mask.shape, self.shape.width)
         everywhere = torch.ones_like(mask)
-        return take_rows(self.pos_embed(self.mask_token(blank, everywhere), grid), mask)
+        return take_rows(self.pos_embed(self.mask_token(blank, everywhere), grid=grid), mask)
 
     def forward(self, crops: Tensor) -> tuple[Tensor, Tensor]:
         """``forward_features`` of unmasked crops."""

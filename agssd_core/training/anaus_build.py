@@ -35,11 +35,11 @@ def build_pair(anaus: AnausConfig, *, seed: int) -> AnausPair:
         return AnausPair(pair_shape(anaus)).train()
 
 
-def peak_learning_rate(anaus: AnausConfig, *, sites: int) -> float:
+def peak_learning_rate(anaus: AnausConfig, *, batch_size: int, sites: int) -> float:
     """As configured, or BYOL's rule: 0.3 * (frames of a step over all sites of a round) / 256."""
     if anaus.optimiser.learning_rate is not None:
         return anaus.optimiser.learning_rate
-    return LEARNING_RATE_PER_256 * anaus.batch_size * sites / 256
+    return LEARNING_RATE_PER_256 * batch_size * sites / 256
 
 
 def build_lars(pair: AnausPair, anaus: AnausConfig) -> Lars:

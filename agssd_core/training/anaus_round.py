@@ -32,6 +32,8 @@ from agssd_core.training.checkpoint import (
 from agssd_core.training.devices import training_device
 from agssd_core.training.diagnostics import RunningMeans
 from agssd_core.training.distributed import ProcessGroup
+from agssd_core.training.privacy.accounting import Spend
+from agssd_core.training.privacy.anaus_round import PrivateAnaus
 from agssd_core.training.schedules import learning_rate, rewarm_factor
 from agssd_core.views.seeds import torch_generator_for
 from agssd_core.views.us_batch import FrameReader, UsBatch
@@ -72,8 +74,15 @@ class AnausTrainer:
             anaus=config.anaus,
             bf16=config.training.precision == "bf16",
         )
+        self._private = (
+            PrivateAnaus(config, frames, self.learner, site=site)
+            if config.privacy.enabled
+            else None
+        )
         self.monitor = AnatomyMonitor(config.monitor.window, config.monitor.gate_gap)
-        self._peak = peak_learning_rate(config.anaus, sites=sites)
+        privacy, batch_size = config.privacy, config.anaus.batch_size
+        drawn = int(privacy.expected_batch) if privacy.enabled else batch_size
+        self._peak = peak_learning_rate(config.anaus, batch_size=drawn, sites=sites)
         self._born: int | None = None
         self._keeps_teacher = config.federation.merge.teacher_rule == "local"
 
@@ -93,6 +102,11 @@ class AnausTrainer:
             self.learner.anchor = [item.detach().clone() for item in student.parameters()]
             self.learner.prox_mu = merge.prox_mu
 
+    def spend_through(self, spend: Spend) -> None:
+        """Ask a ledger before every private round; without privacy nothing is ever asked."""
+        if self._private is not None:
+            self._private.rounds.spend = spend
+
     def shared_weights(self) -> Weights:
         """Copies of student, teacher and what of their statistics is shared, as float32."""
         return self.learner.pair.shared_weights()
@@ -110,9 +124,10 @@ class AnausTrainer:
 
         Returns:
             Finite metrics: means over the steps, the monitor's window, the last step's rates.
+            Under privacy only what follows from the plan.
 
         Raises:
-            TrainingError: a step was not finite.
+            TrainingError: a step was not finite, or privacy forbids the round.
             CollapseError: the projections collapsed and ``monitor.stop_on_collapse`` is on.
         """
         reset = self._born is None and first_step > 0
@@ -120,6 +135,14 @@ class AnausTrainer:
             self._born = first_step
         if reset:
             log.warning("no optimiser state at step %d; warming up again", first_step)
+        if self._private is not None:
+            told = self._private.train_steps(
+                range(first_step, first_step + steps),
+                total_steps,
+                rates=lambda step: self._rates(step, total_steps),
+                progress=progress,
+            )
+            return told | {"optimiser_reset": float(reset)}
         loader = UsLoader(
             self.frames,
             self.config.anaus,
@@ -159,6 +182,8 @@ class AnausTrainer:
             everything = pair.shared_weights()
             arrays |= {n: array for n, array in everything.items() if n.startswith("teacher/")}
         numbers = {"born": -1 if self._born is None else self._born}
+        if self._private is not None:
+            numbers["private"] = int(self._private.rounds.private)
         save_site_state(folder, SiteState(arrays, numbers), stamp)
 
     def load_state(self, folder: Path, stamp: StateStamp) -> bool:
@@ -182,6 +207,8 @@ class AnausTrainer:
         self.monitor.load_state(_under(arrays, "monitor/"), device=self.device)
         born = -1 if state is None else state.numbers.get("born", -1)
         self._born = None if born < 0 else born
+        if self._private is not None and state is not None and not state.numbers.get("private"):
+            self._private.rounds.private = False
         teacher = {n: array for n, array in arrays.items() if n.startswith("teacher/")}
         if teacher and self._keeps_teacher:
             pair.load_shared_weights(pair.shared_weights() | teacher)

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from agssd_core.config import RunConfig
 from agssd_core.training.distributed import ProcessGroup
 from agssd_core.weights import Array
 
@@ -181,6 +182,17 @@ class CollapseMonitor:
         count = torch.stack([step.cls_count.double() for step in self._steps]).sum()
         variance = squares / count - (sums / count).square()
         return float(variance.clamp(min=0).sqrt().mean())
+
+
+def monitor_of(config: RunConfig, group: ProcessGroup) -> CollapseMonitor:
+    """The monitor of a run, over the heads that its losses train."""
+    weighed = {"cls": config.agssd.loss.cls, "patch": config.agssd.loss.patch}
+    return CollapseMonitor(
+        config.monitor.window,
+        config.monitor.gate_nat,
+        heads=tuple(head for head, weight in weighed.items() if weight > 0),
+        group=group,
+    )
 
 
 def effective_rank(rows: Tensor) -> float:

@@ -23,6 +23,15 @@ class StepSchedule:
     beta: float
     prototypes_frozen: bool
 
+    def metrics(self) -> dict[str, float]:
+        """What is logged of a round's last step."""
+        return {
+            "learning_rate": self.learning_rate,
+            "ema_momentum": self.ema_momentum,
+            "teacher_temperature": self.teacher_temperature,
+            "beta": self.beta,
+        }
+
 
 def schedule_at(
     agssd: AgssdConfig,

@@ -5,7 +5,6 @@ a round does not depend on what the process did before. Plain training is one ca
 ``SiteTrainer(...).train_steps(0, G, G)``.
 """
 
-import hashlib
 import logging
 import time
 from collections.abc import Callable
@@ -14,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from agssd_core.config import RunConfig, dump_config
+from agssd_core.config import RunConfig
 from agssd_core.errors import CollapseError
 from agssd_core.training.agssd_step import Learner, StepRandomness, StepResult, train_step
 from agssd_core.training.build import (
@@ -35,7 +34,10 @@ from agssd_core.training.checkpoint import (
 from agssd_core.training.devices import training_device
 from agssd_core.training.diagnostics import RunningMeans, record_step
 from agssd_core.training.distributed import current_group
-from agssd_core.training.monitor import CollapseMonitor, TeacherBatch
+from agssd_core.training.monitor import TeacherBatch, monitor_of
+from agssd_core.training.privacy.accounting import Spend
+from agssd_core.training.privacy.agssd_round import PrivateAgssd
+from agssd_core.training.privacy.agssd_step import resolve_private
 from agssd_core.training.schedules import StepSchedule, rewarm_factor, schedule_at
 from agssd_core.views.batch import ViewBatch
 from agssd_core.views.loader import BatchLoader
@@ -59,8 +61,8 @@ class SiteTrainer:
         sites: sites of a round, for the learning-rate rule.
 
     Raises:
-        TrainingError: the configured device is not there, or the batch cannot be shared by the
-            processes that torchrun started.
+        TrainingError: the configured device is not there, the batch cannot be shared by the
+            processes that torchrun started, or the site is too small to train privately.
     """
 
     def __init__(
@@ -70,10 +72,11 @@ class SiteTrainer:
         self.config, self.volumes, self.site = config, volumes, site
         self.group = current_group()
         self.device = training_device(config.training.device, self.group.rank)
-        training, agssd = config.training, config.agssd
+        training, agssd, private = config.training, config.agssd, config.privacy.enabled
+        batch_size = int(config.privacy.expected_batch) if private else training.batch_size
         self._own_batch = len(range(training.batch_size)[self._share()])
         self._learning_rate = base_learning_rate(
-            training.optimiser, batch_size=training.batch_size, sites=sites
+            training.optimiser, batch_size=batch_size, sites=sites
         )
         model = build_model(agssd, seed=config.seed, training=training).to(self.device).train()
         if training.compile:
@@ -83,16 +86,15 @@ class SiteTrainer:
             optimiser=build_optimiser(model, training.optimiser),
             agssd=agssd,
             training=training,
-            resolved=resolve(agssd, training.batch_size),
+            resolved=resolve_private(agssd) if private else resolve(agssd, batch_size),
             group=self.group,
         )
-        weighed = {"cls": agssd.loss.cls, "patch": agssd.loss.patch}
-        self.monitor = CollapseMonitor(
-            config.monitor.window,
-            config.monitor.gate_nat,
-            heads=tuple(head for head, weight in weighed.items() if weight > 0),
-            group=self.group,
+        self._private = (
+            PrivateAgssd(config, volumes, self.learner, site=site, device=self.device)
+            if private
+            else None
         )
+        self.monitor = monitor_of(config, self.group)
         self._born: int | None = None
         self._keeps_teacher = config.federation.merge.teacher_rule == "local"
 
@@ -112,6 +114,11 @@ class SiteTrainer:
             self.learner.anchor = [item.detach().clone() for item in student.parameters()]
             self.learner.prox_mu = merge.prox_mu
 
+    def spend_through(self, spend: Spend) -> None:
+        """Ask a ledger before every private round; without privacy nothing is ever asked."""
+        if self._private is not None:
+            self._private.rounds.spend = spend
+
     def shared_weights(self) -> Weights:
         """Copies of student, teacher and running state, as float32 arrays."""
         return self.learner.model.shared_weights()
@@ -129,9 +136,10 @@ class SiteTrainer:
 
         Returns:
             Finite metrics: means over the steps, the monitor's window, the last step's rates.
+            Under privacy only what follows from the plan.
 
         Raises:
-            TrainingError: a step was not finite.
+            TrainingError: a step was not finite, or privacy forbids the round.
             CollapseError: the targets collapsed and ``monitor.stop_on_collapse`` is on.
         """
         reset = self._born is None and first_step > 0
@@ -139,6 +147,14 @@ class SiteTrainer:
             self._born = first_step
         if reset:
             log.warning("no optimiser state at step %d; warming up again", first_step)
+        if self._private is not None:
+            told = self._private.train_steps(
+                range(first_step, first_step + steps),
+                total_steps,
+                schedule=lambda step: self._schedule(step, total_steps),
+                progress=progress,
+            )
+            return told | {"optimiser_reset": float(reset)}
         loader = BatchLoader(
             self.volumes,
             self.config.agssd,
@@ -155,7 +171,7 @@ class SiteTrainer:
             self._step(batch, schedule, step=step, total_steps=total_steps, means=means)
             if progress is not None:
                 progress(number + 1, steps)
-        metrics = self._metrics(means, schedule)
+        metrics = self._metrics(means) | schedule.metrics()
         metrics["optimiser_reset"] = float(reset)
         metrics["seconds"] = time.perf_counter() - started
         metrics["volumes_per_s"] = steps * self.config.training.batch_size / metrics["seconds"]
@@ -178,6 +194,8 @@ class SiteTrainer:
             everything = model.shared_weights()
             arrays |= {n: array for n, array in everything.items() if n.startswith("teacher/")}
         numbers = {"born": -1 if self._born is None else self._born}
+        if self._private is not None:
+            numbers["private"] = int(self._private.rounds.private)
         save_site_state(folder, SiteState(arrays, numbers), stamp)
 
     def load_state(self, folder: Path, stamp: StateStamp) -> bool:
@@ -206,6 +224,8 @@ class SiteTrainer:
         self.monitor.load_state(window, device=self.device)
         born = -1 if state is None else state.numbers.get("born", -1)
         self._born = None if born < 0 else born
+        if self._private is not None and state is not None and not state.numbers.get("private"):
+            self._private.rounds.private = False
         teacher = {n: array for n, array in arrays.items() if n.startswith("teacher/")}
         if teacher and self._keeps_teacher:
             model = self.learner.model
@@ -252,17 +272,12 @@ class SiteTrainer:
         self.monitor.add(_shown(result), volumes=self.config.training.batch_size)
         record_step(means, result, batch, self.config.agssd)
 
-    def _metrics(self, means: RunningMeans, schedule: StepSchedule) -> dict[str, float]:
+    def _metrics(self, means: RunningMeans) -> dict[str, float]:
         metrics = means.read(self.group)
         constant = metrics.pop("rec_constant", 0.0)
         if constant > 0:
             metrics["rec_ratio"] = metrics["loss_rec"] / constant
-        metrics |= self.monitor.metrics()
-        metrics["learning_rate"] = schedule.learning_rate
-        metrics["ema_momentum"] = schedule.ema_momentum
-        metrics["teacher_temperature"] = schedule.teacher_temperature
-        metrics["beta"] = schedule.beta
-        return metrics
+        return metrics | self.monitor.metrics()
 
     def _judge(self, metrics: dict[str, float]) -> None:
         failed = self.monitor.collapsed()
@@ -276,11 +291,6 @@ class SiteTrainer:
                 f"I > {self.config.monitor.gate_nat:g} nat). Keep target.teacher_temperature at "
                 "0.04 and head.input_norm on, raise the batch size, or lower the EMA momentum."
             )
-
-
-def plan_hash(config: RunConfig) -> str:
-    """Digest of the configuration that a site trains with, for ``StateStamp``."""
-    return hashlib.sha256(dump_config(config).encode()).hexdigest()
 
 
 def _shown(result: StepResult) -> TeacherBatch:

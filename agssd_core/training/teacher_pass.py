@@ -8,6 +8,7 @@ from torch import Tensor
 from agssd_core.config import AgssdConfig
 from agssd_core.losses.centring import centred_softmax, sinkhorn
 from agssd_core.models.heads import DistillationHead
+from agssd_core.models.precision import full
 from agssd_core.models.standardise import AllSum, Moments, moments, standardise, updated_moments
 from agssd_core.models.student_teacher import AgssdNetwork, ModelState
 from agssd_core.training.build import Resolved
@@ -88,7 +89,7 @@ def teacher_targets(
     with autocast:
         cls, tokens = _encode(teacher, batch, parts=rule.parts)
         fused = fuse(teacher, tokens, tokens, batch=batch, hidden=hidden, agssd=rule.agssd)
-    cls = cls.float()
+    cls = full(cls)
     all_sum = rule.group.sum
 
     running = None
@@ -195,7 +196,7 @@ def patch_head(
     Returns:
         (P, K), or (F, K).
     """
-    chosen = hidden.of(tokens).float()
+    chosen = full(hidden.of(tokens))
     statistics = None
     if mode == "batch":
         statistics = moments(chosen, dims=(0,), all_sum=all_sum)

@@ -65,6 +65,8 @@ def visible_processes(config: RunConfig) -> int:
         TrainingError: more processes are asked for than there are GPUs to train on.
     """
     training = config.training
+    if config.privacy.enabled:
+        return 1  # one draw of patients, one noise
     gpus = torch.cuda.device_count() if _on_gpus(config) else 0
     if training.processes:
         if gpus and training.processes > gpus:

@@ -158,16 +158,16 @@ def make_batch(
         len(volumes), seed=seed, site=site, step=step, batch_size=-(-total // pairs)
     )
     positions = range(rank * batch_size, (rank + 1) * batch_size)
-    items: list[_Item] = []
+    items: list[PairItem] = []
     for slot in range(positions[0] // pairs, positions[-1] // pairs + 1):
         mine = [p for p in range(slot * pairs, (slot + 1) * pairs) if p in positions]
         rngs = [rng_for(seed, site, "views", step, position) for position in mine]
-        items.extend(_cut_volume(volumes, order[slot], agssd, rngs))
-    return _collate(items, agssd)
+        items.extend(cut_volume(volumes, order[slot], agssd, rngs))
+    return collate(items, agssd)
 
 
 @dataclass(frozen=True)
-class _Item:
+class PairItem:
     """The views of one pair before they are stacked."""
 
     index: int
@@ -178,9 +178,9 @@ class _Item:
     locals_: list[Tensor]
 
 
-def _cut_volume(
+def cut_volume(
     volumes: VolumeReader, index: int, agssd: AgssdConfig, rngs: list[np.random.Generator]
-) -> list[_Item]:
+) -> list[PairItem]:
     """Cut one pair per generator, all from the same few reads of the volume."""
     info = volumes.infos[index]
     drawn = [draw_boxes(info, agssd.cvac, rng) for rng in rngs]
@@ -194,7 +194,7 @@ def _cut_volume(
         clean = [next(crops) for _ in boxes.globals_]
         seen = [_augmented(crop, info, agssd, rng) for crop in clean]
         locals_ = [_augmented(next(crops), info, agssd, rng) for _ in boxes.locals_]
-        items.append(_Item(index, info.shape, boxes, clean, seen, locals_))
+        items.append(PairItem(index, info.shape, boxes, clean, seen, locals_))
     return items
 
 
@@ -204,7 +204,8 @@ def _augmented(
     return apply_photometric(crop, draw_photometric(info.modality, agssd.augment, rng))
 
 
-def _collate(items: list[_Item], agssd: AgssdConfig) -> ViewBatch:
+def collate(items: list[PairItem], agssd: AgssdConfig) -> ViewBatch:
+    """Stack pairs of views, at least one, and say where they see the same."""
     grid = token_grid(agssd)
     links = [_correspondence(item, grid) for item in items]
     locals_ = len(items[0].locals_)
@@ -244,7 +245,7 @@ class _Correspondence:
     key_mask: list[BoolArray]
 
 
-def _correspondence(item: _Item, grid: Size3) -> _Correspondence:
+def _correspondence(item: PairItem, grid: Size3) -> _Correspondence:
     pair = item.boxes.globals_
     first, second = (box_affine(box) for box in pair)
     maps = [token_map(first, second, grid), token_map(second, first, grid)]

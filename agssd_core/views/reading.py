@@ -26,6 +26,11 @@ class VolumeLike(Protocol):
         ...
 
     @property
+    def patient(self) -> str:
+        """Pseudonym; every volume of one patient bears the same."""
+        ...
+
+    @property
     def modality(self) -> str:
         """``CT`` or ``MR``."""
         ...

@@ -36,11 +36,20 @@ Rngs = list[np.random.Generator]  # one a frame
 STAYS_ON_CPU = frozenset({"boxes", "flipped"})
 
 
+class FrameLike(Protocol):
+    """What is asked of a frame's description; ``FrameInfo`` has it."""
+
+    @property
+    def patient(self) -> str:
+        """Pseudonym; every frame of one patient bears the same."""
+        ...
+
+
 class FrameReader(Protocol):
     """What views need of a site's frames; ``data.frames.SiteFrames`` provides it."""
 
     @property
-    def infos(self) -> Sequence[object]:
+    def infos(self) -> Sequence[FrameLike]:
         """One entry a frame."""
         ...
 
@@ -138,6 +147,23 @@ def make_us_batch(
     def rngs(purpose: str) -> Rngs:
         return [rng_for(seed, site, purpose, step, position) for position in range(batch_size)]
 
+    return cut_us_batch(frames, anaus, order, rngs)
+
+
+def cut_us_batch(
+    frames: FrameReader,
+    anaus: AnausConfig,
+    order: Sequence[int],
+    rngs: Callable[[str], Rngs],
+) -> UsBatch:
+    """Cut the views of these frames.
+
+    Args:
+        frames: the site's frames.
+        anaus: crops, augmentation and damage.
+        order: indices of the frames.
+        rngs: purpose to generators, one a frame.
+    """
     items = [
         _cut_frame(frames, index, anaus, rng)
         for index, rng in zip(order, rngs("us-boxes"), strict=True)
@@ -160,7 +186,7 @@ def make_us_batch(
         overlap=torch.tensor([pair.overlap for pair in pairs]).float(),
         boxes=_boxes(pairs),
         flipped=torch.tensor([pair.flipped for pair in pairs]).T.contiguous(),
-        frame_index=torch.tensor(order),
+        frame_index=torch.tensor(list(order)),
     )
 
 

@@ -12,7 +12,7 @@ def config_for(**federation):
     return parse_config({"preset": "tiny", "federation": settings})
 
 
-def order_for(weights, number=0, config=None, **changes):
+def order_for(weights, number=0, config=None, *, config_text=None, **changes):
     config = config or config_for()
     plan = config.federation
     facts = {
@@ -23,7 +23,7 @@ def order_for(weights, number=0, config=None, **changes):
         "steps": plan.steps_per_round,
         "first_step": number * plan.steps_per_round,
         "total_steps": plan.total_steps,
-        "config": dump_config(config),
+        "config": config_text or dump_config(config),
         "base_digest": weights_digest(weights),
         "nonce": secrets.token_hex(16),
         "site": "north",

@@ -54,7 +54,14 @@ def body_volumes(count=8, *, shape=(44, 48, 40), seed=0):
             paint(rng.uniform(-0.5, 0.5, 3), rng.uniform(0.15, 0.35, 3), rng.uniform(0.2, 0.8))
         paint((0, -0.45, 0), (0.12, 0.12, 2.0), rng.uniform(0.85, 1.0))
         arrays.append(array)
-        infos.append(memory_info(shape, modality="CT" if number % 2 else "MR", body=array > 0.1))
+        infos.append(
+            memory_info(
+                shape,
+                modality="CT" if number % 2 else "MR",
+                body=array > 0.1,
+                patient=f"p-{number}",
+            )
+        )
     return MemoryVolumes(arrays, infos)
 
 

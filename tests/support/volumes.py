@@ -14,9 +14,10 @@ class MemoryInfo:
     foreground_size: tuple[int, int, int]
     foreground_integral: np.ndarray
     foreground_step: int = 4
+    patient: str = "p-0"
 
 
-def memory_info(shape, *, modality="CT", start=None, size=None, body=None):
+def memory_info(shape, *, modality="CT", start=None, size=None, body=None, patient="p-0"):
     """Describe a volume whose body box is ``start``/``size`` (default: everything)."""
     start = start or (0, 0, 0)
     size = size or tuple(n - s for n, s in zip(shape, start, strict=True))
@@ -25,7 +26,7 @@ def memory_info(shape, *, modality="CT", start=None, size=None, body=None):
         body[tuple(slice(s, s + e) for s, e in zip(start, size, strict=True))] = True
     cells = body[::4, ::4, ::4]
     integral = np.pad(cells.astype(np.int64).cumsum(0).cumsum(1).cumsum(2), ((1, 0),) * 3)
-    return MemoryInfo(tuple(shape), modality, tuple(start), tuple(size), integral)
+    return MemoryInfo(tuple(shape), modality, tuple(start), tuple(size), integral, patient=patient)
 
 
 class MemoryVolumes:

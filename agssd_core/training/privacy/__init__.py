@@ -1,0 +1,1 @@
+"""Differential privacy: sampling of patients, their gradients, noise and its accounting."""

@@ -1,0 +1,108 @@
+"""A private round of AG-SSD at one site."""
+
+from collections.abc import Callable, Iterator
+
+import torch
+
+from agssd_core.config import RunConfig
+from agssd_core.training.agssd_step import Learner
+from agssd_core.training.privacy.agssd_step import PrivateStep, StepSettings
+from agssd_core.training.privacy.rounds import PrivateRounds, require_one_process
+from agssd_core.training.privacy.sampling import Chunk
+from agssd_core.training.schedules import StepSchedule
+from agssd_core.views.batch import ViewBatch
+from agssd_core.views.loader import prefetched
+from agssd_core.views.masking import alpha_at
+from agssd_core.views.patient_batch import make_patient_batch
+from agssd_core.views.reading import VolumeReader
+from agssd_core.views.seeds import torch_generator_for
+
+Progress = Callable[[int, int], None]
+
+
+class PrivateAgssd:
+    """The private side of a ``SiteTrainer``.
+
+    Args:
+        config: the run's configuration.
+        volumes: the site's prepared volumes.
+        learner: what trains, resolved by ``resolve_private``.
+        site: enrolled name; part of every seed.
+        device: the model's.
+
+    Raises:
+        TrainingError: the site has too few patients for the plan, or several processes share it.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        volumes: VolumeReader,
+        learner: Learner,
+        *,
+        site: str,
+        device: torch.device,
+    ) -> None:
+        require_one_process(learner.group.size)
+        self._config, self._volumes, self._site, self._device = config, volumes, site, device
+        self._step = PrivateStep(learner, config.privacy)
+        self.rounds = PrivateRounds(
+            config, volumes.infos, site=site, centred=self._step.centre is not None
+        )
+
+    def train_steps(
+        self,
+        steps: range,
+        total_steps: int,
+        *,
+        schedule: Callable[[int], StepSchedule],
+        progress: Progress | None = None,
+    ) -> dict[str, float]:
+        """Take the steps; see ``SiteTrainer.train_steps``.
+
+        Returns:
+            Metrics that may leave the site, and none besides.
+
+        Raises:
+            TrainingError: the plan costs more than its budget.
+        """
+        drawn = self.rounds.begin(steps.start, len(steps), total_steps)
+        for chunk, batch in self._batches(drawn.chunks):
+            settings = StepSettings(
+                schedule(chunk.step),
+                chunk.step,
+                alpha_at(self._config.agssd.eaam, chunk.step, total_steps),
+            )
+            if batch is not None:
+                self._step.add(batch, settings, self._generators(chunk))
+            if chunk.last:
+                self._step.finish(settings, drawn.stream)
+                if progress is not None:
+                    progress(chunk.step - steps.start + 1, len(steps))
+        return self.rounds.metrics(steps.stop) | schedule(steps[-1]).metrics()
+
+    def _batches(self, chunks: list[Chunk]) -> Iterator[tuple[Chunk, ViewBatch | None]]:
+        def cut(number: int) -> ViewBatch | None:
+            chunk = chunks[number]
+            if not chunk.patients:
+                return None
+            return make_patient_batch(
+                self._volumes,
+                self._config.agssd,
+                seed=self._config.seed,
+                site=self._site,
+                step=chunk.step,
+                chosen=list(zip(chunk.patients, chunk.scans, strict=True)),
+            )
+
+        workers = self._config.training.loader_workers
+        batches = prefetched(cut, range(len(chunks)), workers=workers)
+        for chunk, batch in zip(chunks, batches, strict=True):
+            yield chunk, None if batch is None else batch.to(self._device)
+
+    def _generators(self, chunk: Chunk) -> list[torch.Generator]:
+        seed, site = self._config.seed, self._site
+        return [
+            torch_generator_for(seed, site, "masks", chunk.step, patient)
+            for patient in chunk.patients
+        ]
