@@ -131,7 +131,7 @@ def check_memory(
     how = "measured" if estimate.exact else "estimated from smaller steps"
     batch = batch_of_a_pass(config)
     said = (
-        f"a pass of {batch} takes about {estimate.needed / _GB:.1f} GB ({how} on the CPU), "
+        f"a pass of {batch} takes about {estimate.needed / _GB:.2g} GB ({how} on the CPU), "
         f"{free / _GB:.1f} GB {where}"
     )
     remedy = (

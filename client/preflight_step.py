@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from agssd_core.config import RunConfig, config_from_json, dump_config
 from agssd_core.processes import python_module
 
@@ -20,7 +22,7 @@ class StepMemory:
     """One step of a batch, on the CPU; bytes.
 
     Attributes:
-        begun: the process with all libraries, before the model.
+        begun: held by the process with its libraries, before the model.
         peak: most that the process ever held.
         shared: student, teacher and state.
     """
@@ -90,7 +92,7 @@ def take_step(site: Path, config: RunConfig, batch: int) -> StepMemory:
 
     from client.workbench import AgssdWorkbench
 
-    begun = _peak()
+    begun = psutil.Process().memory_info().rss
     trainer = AgssdWorkbench().trainer(site, _with_batch(config, batch), site="preflight")
     trainer.train_steps(0, 1, 1)
     shared = sum(array.nbytes for array in trainer.shared_weights().values())
