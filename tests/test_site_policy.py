@@ -49,12 +49,34 @@ class Notes:
     def append(self, kind, facts):
         self.entries.append((kind, dict(facts)))
 
+    def head(self):
+        return f"{len(self.entries)}:{'0' * 64}"
 
-class FullDisk:
-    """A journal that nothing can be added to."""
+    def hear(self, head):
+        """The coordinator's journal is no matter here."""
 
-    def append(self, *_):
-        raise OSError(28, "No space left on device")
+    def of(self, kind):
+        return [entry for entry in self.entries if entry[0] == kind]
+
+
+class FullDisk(Notes):
+    """A journal that takes entries of this kind no more."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.kind = kind
+
+    def append(self, kind, facts):
+        if kind == self.kind:
+            raise OSError(28, "No space left on device")
+        super().append(kind, facts)
+
+
+class OwnJournal(SiteJournal):
+    """A real journal; the toy server keeps none that it could be told of."""
+
+    def hear(self, head):
+        assert head == ""
 
 
 class Guarded(Hospital):
@@ -102,7 +124,7 @@ def test_a_forbidden_order_is_refused_noted_and_seen_as_a_class(tmp_path, reason
         (number, "a", f"declined-{reason}") for number in range(2)
     }
     assert one.trained() == {"b", "c"}
-    assert one.notes["a"].entries == [
+    assert one.notes["a"].of("refusal") == [
         ("refusal", {"run": "run-1", "cohort": "ct-mr", "round": number, "reason": reason})
         for number in range(2)
     ]
@@ -127,20 +149,22 @@ def test_an_allowed_order_is_carried_out_to_the_same_bits_and_noted(tmp_path):
     one.run()
     assert one.digest() == plain.digest()
     kinds = [kind for kind, _ in one.notes["a"].entries]
-    assert kinds == ["update"] * 3
-    assert one.notes["a"].entries[0][1]["patients"] == 3
+    assert kinds == ["order", "update"] * 3
+    assert one.notes["a"].of("update")[0][1]["patients"] == 3
 
 
-def test_an_update_that_cannot_be_noted_does_not_leave(tmp_path):
+@pytest.mark.parametrize("kind", ["order", "update"])
+def test_what_cannot_be_noted_is_not_done_and_does_not_leave(tmp_path, kind):
     one = Guarded(tmp_path, DEFAULT_POLICY, rounds=1)
-    one.notes["a"] = FullDisk()
+    one.notes["a"] = FullDisk(kind)
     one.run()
     assert one.reasons() == [(0, "a", "site-error")]
+    assert ("a" in one.trained()) == (kind == "update")
 
 
 def test_a_refusal_that_cannot_be_noted_stays_a_refusal(tmp_path):
     one = Guarded(tmp_path, "cohorts: [us]", rounds=1)
-    one.notes["a"] = FullDisk()
+    one.notes["a"] = FullDisk("refusal")
     one.run()
     assert one.reasons() == [(0, "a", "declined-policy-cohort")]
 
@@ -148,7 +172,7 @@ def test_a_refusal_that_cannot_be_noted_stays_a_refusal(tmp_path):
 def test_an_enrolled_site_signs_what_it_refused_and_what_left(tmp_path):
     one = Guarded(tmp_path, DEFAULT_POLICY, rounds=2)
     public = enrol(one.sites["a"])
-    one.notes["a"] = SiteJournal.of(one.sites["a"])
+    one.notes["a"] = OwnJournal.of(one.sites["a"])
 
     def tightened(name, group):
         if group == "1":
@@ -158,14 +182,19 @@ def test_an_enrolled_site_signs_what_it_refused_and_what_left(tmp_path):
     one.run(tightened)
     verify_journal(one.sites["a"], public)
     found = [(entry.kind, entry.facts.get("reason")) for entry in entries_of(one.sites["a"])]
-    assert found == [("update", None), ("refusal", "policy-privacy")]
+    assert found == [
+        ("order", None),
+        ("update", None),
+        ("order", None),
+        ("refusal", "policy-privacy"),
+    ]
 
 
 def test_a_site_that_lost_its_signing_key_sends_nothing(tmp_path):
     one = Guarded(tmp_path, DEFAULT_POLICY, rounds=1)
     enrol(one.sites["a"])
     signing_key_file(one.sites["a"], 1).unlink()
-    one.notes["a"] = SiteJournal.of(one.sites["a"])
+    one.notes["a"] = OwnJournal.of(one.sites["a"])
     one.run()
     assert one.reasons() == [(0, "a", "site-error")]
 
