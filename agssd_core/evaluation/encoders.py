@@ -228,7 +228,9 @@ def _frame_networks(
     return backbone, pyramid
 
 
-def _touched(weights: Sequence[Reals]) -> tuple[list[Reals], tuple[slice, ...]]:
+def _touched(
+    weights: Sequence[NDArray[np.float64]],
+) -> tuple[list[NDArray[np.float64]], tuple[slice, ...]]:
     """The rows of each axis' weights that are not all zero, and where they lie."""
     window = []
     for each in weights:
