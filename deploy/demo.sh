@@ -62,6 +62,15 @@ agssd-server serve "$config" output="$out/runs" --federation "$out/federation" -
 server=$!
 started+=("$server")
 
+step "Hospitals: the check before the first day"
+until (exec 3<>/dev/tcp/127.0.0.1/8443) 2>/dev/null; do
+  kill -0 "$server" || exit 1
+  sleep 0.5
+done
+for site in "${sites[@]}"; do
+  agssd-site preflight --quick "$out/$site"
+done
+
 step "Hospitals: on line"
 for site in "${sites[@]}"; do
   agssd-site run "$out/$site" > "$out/$site.log" 2>&1 &
