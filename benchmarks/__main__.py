@@ -17,6 +17,7 @@ MODULES = (
     "bench_dp",
     "bench_edges",
     "bench_cache",
+    "bench_deploy",
     "bench_rounds",
     "bench_merge",
     "bench_regions",

@@ -2,83 +2,27 @@
 
 import contextlib
 import json
-import os
-import signal
-import subprocess
-import sys
 import time
 from collections import Counter
-from pathlib import Path
 
 import psutil
 import pytest
 import yaml
-from typer.testing import CliRunner
 
 from agssd_core.config import parse_config
 from agssd_core.processes import engine_environment, free_port
-from client.cli import app as site_app
 from server.cli import app as server_app
 from server.nodes import NodeKeeper, node_statuses
 from server.proxy import FLEET_CALLS
 from server.store import RunStore
 from server.superlink import Certificates, superlink
 from simulation.engines import federate
+from tests.support.deployed import BIN, do, provisioned, started
 from tests.support.federated import federated_config, started_run, two_sites
 from tests.support.federation_keys import make_enrolment, make_federation, make_node_key
 from tests.support.proxy import running_proxy, started_nginx
 
 pytestmark = pytest.mark.deploy
-
-BIN = Path(sys.executable).parent
-
-
-def _do(app, *arguments):
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
-    assert result.exit_code == 0, result.output
-    return result.output
-
-
-def _provisioned(folder, sites, port):
-    """A federation whose sites are enrolled, all by commands."""
-    plan = {
-        "name": "trial",
-        "server": {"host": "localhost", "port": port},
-        "sites": [{"name": name, "cohorts": ["ct-mr"]} for name in sites],
-    }
-    file, federation = folder / "federation.yaml", folder / "federation"
-    file.write_text(yaml.safe_dump(plan))
-    _do(server_app, "provision", file, "--out", federation)
-    for name, site in sites.items():
-        _do(site_app, "enrol", federation / "kits" / f"{name}.zip", "--site", site)
-        answer = folder / f"{name}.json"
-        request = site / "keys" / "request.json"
-        _do(server_app, "admit", request, "--federation", federation, "--answer", answer)
-        _do(site_app, "enrol", "--site", site, "--answer", answer)
-        # The test's steps are fewer and smaller than a hospital should allow.
-        (site / "policy.yaml").write_text("work: {least_steps: 1, least_batch: 1, least_images: 1}")
-    return federation
-
-
-@contextlib.contextmanager
-def _started(log, *command, environment=None):
-    """A process in a session of its own, of which nothing is left at the end."""
-    with log.open("wb") as stream:
-        process = subprocess.Popen(
-            [str(part) for part in command],
-            stdout=stream,
-            stderr=subprocess.STDOUT,
-            env=environment,
-            start_new_session=True,
-        )
-    try:
-        yield process
-    finally:
-        if process.poll() is None:
-            process.send_signal(signal.SIGTERM)
-        process.wait(60)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
 
 
 @contextlib.contextmanager
@@ -88,7 +32,7 @@ def _node(folder, proxy, name):
     command = [BIN / "flower-supernode", "--root-certificates", proxy.ca]
     command += ["--superlink", f"localhost:{proxy.port}", "--port", free_port()]
     command += ["--auth-supernode-private-key", folder / name]
-    with _started(folder / f"{name}.log", *command, environment=environment) as process:
+    with started(folder / f"{name}.log", *command, environment=environment) as process:
         yield process
 
 
@@ -119,16 +63,16 @@ def test_enrolled_sites_train_through_the_proxy(tmp_path, monkeypatch):
     run.write_text(yaml.safe_dump(config.model_dump(mode="json")))
 
     outside, inside = free_port(), free_port()
-    federation = _provisioned(tmp_path, sites, outside)
+    federation = provisioned(tmp_path, sites, outside)
     front, listen = tmp_path / "proxy", f"127.0.0.1:{outside}"
-    _do(server_app, "proxy-config", federation, "-o", front, "--listen", listen, "--port", inside)
+    do(server_app, "proxy-config", federation, "-o", front, "--listen", listen, "--port", inside)
     server = [BIN / "agssd-server", "serve", run, "--federation", federation]
     server += ["--no-proxy", "--port", inside]
     with contextlib.ExitStack() as stack:
         stack.enter_context(started_nginx(front, outside, federation / "ca.crt"))
-        serving = stack.enter_context(_started(tmp_path / "server.log", *server))
+        serving = stack.enter_context(started(tmp_path / "server.log", *server))
         nodes = [
-            stack.enter_context(_started(tmp_path / f"{name}.log", BIN / "agssd-site", "run", site))
+            stack.enter_context(started(tmp_path / f"{name}.log", BIN / "agssd-site", "run", site))
             for name, site in sites.items()
         ]
         rounds = tmp_path / "server.log"

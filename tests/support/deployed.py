@@ -1,0 +1,64 @@
+"""Real processes of a federation: commands, enrolled sites, and an end to all of them."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import yaml
+from typer.testing import CliRunner
+
+from client.cli import app as site_app
+from server.cli import app as server_app
+
+BIN = Path(sys.executable).parent
+
+
+def do(app, *arguments):
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def provisioned(folder, sites, port):
+    """A federation whose sites are enrolled, all by commands."""
+    plan = {
+        "name": "trial",
+        "server": {"host": "localhost", "port": port},
+        "sites": [{"name": name, "cohorts": ["ct-mr"]} for name in sites],
+    }
+    file, federation = folder / "federation.yaml", folder / "federation"
+    file.write_text(yaml.safe_dump(plan))
+    do(server_app, "provision", file, "--out", federation)
+    for name, site in sites.items():
+        do(site_app, "enrol", federation / "kits" / f"{name}.zip", "--site", site)
+        answer = folder / f"{name}.json"
+        request = site / "keys" / "request.json"
+        do(server_app, "admit", request, "--federation", federation, "--answer", answer)
+        do(site_app, "enrol", "--site", site, "--answer", answer)
+        # The test's steps are fewer and smaller than a hospital should allow.
+        (site / "policy.yaml").write_text("work: {least_steps: 1, least_batch: 1, least_images: 1}")
+    return federation
+
+
+@contextlib.contextmanager
+def started(log, *command, environment=None):
+    """A process in a session of its own, of which nothing is left at the end."""
+    with log.open("wb") as stream:
+        process = subprocess.Popen(
+            [str(part) for part in command],
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            start_new_session=True,
+        )
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+        process.wait(60)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
