@@ -125,29 +125,25 @@ def soak(folder):
     return federation, weather, memory, timer
 
 
-@pytest.fixture(scope="module")
-def soaked(tmp_path_factory):
-    patch = pytest.MonkeyPatch()
-    patch.setattr(os, "fsync", lambda _: None)
-    yield soak(tmp_path_factory.mktemp("soak") / "x")
-    patch.undo()
-
-
 def updates_of(journal):
     return [entry.facts for entry in entries_of(journal) if entry.kind == "update"]
 
 
 @pytest.mark.timeout(1200)
-def test_all_hours_pass_in_every_kind_of_weather(soaked):
-    federation, weather, _, timer = soaked
+def test_thirty_hours_of_every_kind_of_weather(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+    federation, weather, memory, timer = soak(tmp_path / "x")
     assert timer.now >= HOURS * 3600
     assert len(federation.rows("merge")) == ROUNDS
     assert min(weather.told.values()) >= 5, weather.told
     assert max(weather.joined.values()) > 10
+    journals_hold_and_know_each_others_heads(federation)
+    every_acknowledged_update_is_merged_once(federation)
+    what_was_admitted_is_what_was_sent(federation)
+    memory_does_not_grow(memory)
 
 
-def test_the_journals_of_both_sides_hold_and_know_each_others_heads(soaked):
-    federation, *_ = soaked
+def journals_hold_and_know_each_others_heads(federation):
     server = federation.chronicle.journal.folder
     verify_journal(server, federation.server_key.public)
     for name, recorder in federation.recorders.items():
@@ -157,8 +153,7 @@ def test_the_journals_of_both_sides_hold_and_know_each_others_heads(soaked):
         verify_journal(server, federation.server_key.public, expected_head=heads["coordinator"])
 
 
-def test_every_acknowledged_update_is_merged_once_and_no_site_twice(soaked):
-    federation, *_ = soaked
+def every_acknowledged_update_is_merged_once(federation):
     admitted = Counter(
         (facts["round"], facts["site"]) for facts in updates_of(federation.chronicle.journal.folder)
     )
@@ -168,8 +163,7 @@ def test_every_acknowledged_update_is_merged_once_and_no_site_twice(soaked):
     assert len(merged) > ROUNDS
 
 
-def test_what_the_server_admitted_is_what_the_site_sent(soaked):
-    federation, *_ = soaked
+def what_was_admitted_is_what_was_sent(federation):
     for name, recorder in federation.recorders.items():
         sent = {(f["round"], f["weights"]) for f in updates_of(recorder.folder)}
         taken = {
@@ -180,8 +174,7 @@ def test_what_the_server_admitted_is_what_the_site_sent(soaked):
         assert taken <= sent
 
 
-def test_memory_does_not_grow(soaked):
-    _, _, memory, _ = soaked
+def memory_does_not_grow(memory):
     late = np.array(memory[ROUNDS // 2 :], dtype=np.float64)
     rounds = np.arange(len(late))
     line = np.polyfit(rounds, late, 1)
