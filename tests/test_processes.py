@@ -128,7 +128,7 @@ def test_a_site_without_certificates_stays_on_this_machine(tmp_path, server):
 def test_serve_says_what_is_missing(tmp_path):
     file = tmp_path / "run.yaml"
     file.write_text(yaml.safe_dump({"preset": "tiny", "output": str(tmp_path)}))
-    assert "say whom to serve" in _told(server_app, "serve", file)[1]
+    assert "say for whom" in _told(server_app, "serve", file)[1]
     assert "number of sites" in _told(server_app, "serve", file, "--loopback")[1]
     code, words = _told(server_app, "serve", file, "federation.expected_sites=2", "--loopback")
     assert code == 2
