@@ -287,3 +287,14 @@ def _shared(source: Record, target: type[Record] | type[Connection]) -> dict[str
     content = asdict(source)  # type: ignore[call-overload]
     wanted = {item.name for item in fields(target)}  # type: ignore[arg-type]
     return {name: value for name, value in content.items() if name in wanted}
+
+
+def journal_key(site: Path) -> VerifyKey:
+    """The key that signs the site's journal now; before the answer that of its request.
+
+    Raises:
+        KeyFileError: the site has no key, or it is damaged or readable by others.
+    """
+    if (keys_folder(site) / CONNECTION_FILE).exists():
+        return SigningKey.load(signing_key_file(site, load_connection(site).key_id)).public
+    return VerifyKey.from_text(load_request(site).signing_key)

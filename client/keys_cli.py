@@ -10,9 +10,8 @@ from agssd_core.console import say
 from agssd_core.enrolment import EnrolmentRequest, fingerprint
 from agssd_core.errors import ConfigError
 from agssd_core.journal_cli import journal_app
-from agssd_core.signing import SigningKey, VerifyKey
-from client.connection import CONNECTION_FILE, keys_folder, load_connection, signing_key_file
-from client.enrol import REQUEST_FILE, accept_answer, load_coordinator, load_request
+from client.connection import keys_folder
+from client.enrol import REQUEST_FILE, accept_answer, journal_key, load_coordinator
 from client.enrol import enrol as enrol_site
 from client.enrol import renew as renew_keys
 
@@ -21,7 +20,7 @@ def register(app: typer.Typer) -> None:
     """Add the verbs to ``agssd-site``."""
     for verb in (enrol, renew):
         app.command()(verb)
-    app.add_typer(journal_app(_journal_key), name="journal")
+    app.add_typer(journal_app(journal_key), name="journal")
 
 
 def enrol(
@@ -74,11 +73,3 @@ def _say_request(site: Path, request: EnrolmentRequest) -> None:
     say(f"patients: {counts}")
     say(f"this site's key {request.key_id}: {fingerprint(request.signing_key)}")
     say(f"send to the coordinator: {keys_folder(site) / REQUEST_FILE}")
-
-
-def _journal_key(site: Path) -> VerifyKey:
-    """The site's present key; before the answer that of its request."""
-    if (keys_folder(site) / CONNECTION_FILE).exists():
-        file = signing_key_file(site, load_connection(site).key_id)
-        return SigningKey.load(file).public
-    return VerifyKey.from_text(load_request(site).signing_key)

@@ -8,6 +8,7 @@ from agssd_core.errors import AgssdError, KeyFileError, OrderRefusedError
 from agssd_core.journal import key_in_force, verify_journal
 from agssd_core.signing import VerifyKey
 from client.connection import Connection, ca_file, keys_folder, server_key, signing_key
+from client.enrol import journal_key
 from client.objections import POLICY_FILE
 from client.policy import Guard
 from client.preflight_row import Row, fail, ok, warn
@@ -114,10 +115,10 @@ def check_journal(site: Path) -> Row:
     """Whether the signed journal holds; nothing leaves a site that cannot write it."""
     name = "journal"
     try:
-        key = key_in_force(site)
-        if not key:
+        if not key_in_force(site):
             return ok(name, "has no entry yet")
-        found = verify_journal(site, VerifyKey.from_text(key))
+        # By the enrolled key: one that the journal itself names would prove nothing.
+        found = verify_journal(site, journal_key(site))
     except AgssdError as error:
         return _of_error(name, error)
     return ok(name, f"{found.head[0]} entries hold")
