@@ -40,7 +40,9 @@ def serve(
     ] = 0,
     federation: Annotated[
         Path | None,
-        typer.Option("--federation", help="Folder made by `provision`: enrolled sites over TLS."),
+        typer.Option(
+            "--federation", "-f", help="Folder made by `provision`: enrolled sites over TLS."
+        ),
     ] = None,
     listen: Annotated[
         str,
