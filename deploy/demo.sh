@@ -68,7 +68,7 @@ until (exec 3<>/dev/tcp/127.0.0.1/8443) 2>/dev/null; do
   sleep 0.5
 done
 for site in "${sites[@]}"; do
-  agssd-site preflight --quick "$out/$site"
+  agssd-site preflight --quick "$out/$site" --config "$config"
 done
 
 step "Hospitals: on line"
