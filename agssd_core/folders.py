@@ -3,7 +3,7 @@
 import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from agssd_core.errors import KeyFileError
@@ -90,3 +90,16 @@ def folder_lock(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def write_line(descriptor: int, line: bytes, *, at: int) -> None:
+    """Write a whole line or none; a kill in between leaves a torn one."""
+    done = 0
+    try:
+        while done < len(line):
+            done += os.pwrite(descriptor, line[done:], at + done)
+        os.fsync(descriptor)
+    except OSError:
+        with suppress(OSError):
+            os.ftruncate(descriptor, at)
+        raise

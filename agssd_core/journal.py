@@ -14,12 +14,13 @@ import hashlib
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 from agssd_core.errors import AgssdError, JournalError
+from agssd_core.folders import write_line
 from agssd_core.journal_chain import (
     GENESIS,
     KINDS,
@@ -159,7 +160,7 @@ class Journal:
         signature = self._key.sign("journal", entry.digest.encode())
         line = replace(entry, signature=signature).line()
         entry, place = self._place.after(line)
-        _write_line(descriptor, line + b"\n", at=self._offset)
+        write_line(descriptor, line + b"\n", at=self._offset)
         self._offset, self._place = self._offset + len(line) + 1, place
         return entry
 
@@ -251,19 +252,6 @@ def _writing(folder: Path) -> Iterator[int]:
             f"the journal could not be written ({type(error).__name__}). Free disk space or mend "
             "the folder's permissions; nothing goes on without it."
         ) from None
-
-
-def _write_line(descriptor: int, line: bytes, *, at: int) -> None:
-    """Write a whole line or none; a kill in between leaves a torn one."""
-    done = 0
-    try:
-        while done < len(line):
-            done += os.pwrite(descriptor, line[done:], at + done)
-        os.fsync(descriptor)
-    except OSError:
-        with suppress(OSError):
-            os.ftruncate(descriptor, at)
-        raise
 
 
 def _content(folder: Path) -> bytes:

@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,6 +20,7 @@ from pathlib import Path
 from agssd_core.accounting import Spending, accountant_name
 from agssd_core.data.deidentify import Pseudonymiser, read_secret
 from agssd_core.errors import KeyFileError, LedgerError
+from agssd_core.folders import write_line
 from agssd_core.signing import SigningKey
 from agssd_core.weights import sync_folder, write_bytes, write_text
 from client.budget import Limit, countable, require_within
@@ -226,7 +227,7 @@ class Ledger:
     def _append(self, descriptor: int, chain: Chain, entry: LedgerEntry) -> LedgerEntry:
         """Ledger first, marker second: killed in between, the ledger is ahead, which is allowed."""
         line = entry.line()
-        _write_line(descriptor, line + b"\n", at=chain.length)
+        write_line(descriptor, line + b"\n", at=chain.length)
         head = {"sequence": entry.sequence, "digest": hashlib.sha256(line).hexdigest()}
         write_text(self.place.marker, json.dumps(head) + "\n", private=True)
         return entry
@@ -257,19 +258,6 @@ def population_of(site: Path) -> str:
         CatalogueError: the site's secret is missing, damaged or readable by others.
     """
     return Pseudonymiser(read_secret(site)).key("population")
-
-
-def _write_line(descriptor: int, line: bytes, *, at: int) -> None:
-    """Write a whole line or none; a kill in between leaves a torn one."""
-    done = 0
-    try:
-        while done < len(line):
-            done += os.pwrite(descriptor, line[done:], at + done)
-        os.fsync(descriptor)
-    except OSError:
-        with suppress(OSError):
-            os.ftruncate(descriptor, at)
-        raise
 
 
 def _now() -> str:
