@@ -64,6 +64,21 @@ def test_every_ablation_is_a_valid_configuration_of_its_own(cohort):
     assert len(set(stamps)) == len(stamps)
 
 
+def test_only_the_variants_asked_for_are_trained():
+    asked = settings(compare={"variants": ["wire-int8", "no-cvac"]})
+    names = [model.variant for model in ablated_models(asked, seed=0) if model.arm == "federated"]
+    assert names == ["", "wire-int8", "no-cvac"]
+    with pytest.raises(ConfigError, match="'alignment-only', which cohort ct-mr does not have"):
+        ablated_models(settings(compare={"variants": ["alignment-only"]}), seed=0)
+
+
+def test_what_else_is_compared_changes_no_model():
+    def stamp(**compare):
+        return stamp_of(model_config(settings(compare=compare), Model(0, "federated"), SITES), "d")
+
+    assert stamp(seeds=[0, 1, 2, 3], workers=1, arms=["federated"]) == stamp()
+
+
 def test_switches_reach_the_method():
     config = model_config(settings(), Model(0, "federated", variant="no-cvac-eaam-cvaa"), SITES)
     agssd = config.agssd

@@ -56,6 +56,7 @@ class CompareConfig(Node):
         seeds: each draws its own weights, crops and held-out patients.
         arms: ``federated``; ``pooled``, all data in one place, its batch the sum of the sites'
             batches; ``alone``, each site by itself; ``random``, the same network untrained.
+        variants: of ``--ablate``; empty is all of them.
         tasks: what the frozen teachers are asked.
         fractions: shares of the labelled training patients that fine-tuning gets; empty does not
             fine-tune.
@@ -67,6 +68,7 @@ class CompareConfig(Node):
 
     seeds: tuple[int, ...] = (0, 1, 2)
     arms: tuple[Arm, ...] = ("federated", "pooled", "alone", "random")
+    variants: tuple[str, ...] = ()
     data: CompareDataConfig = CompareDataConfig()
     tasks: tuple[TaskConfig, ...] = ()
     fractions: tuple[float, ...] = (0.01, 0.05, 0.1, 0.25, 1.0)
@@ -83,7 +85,12 @@ class CompareConfig(Node):
             *(within("compare.seeds", seed, 0, 2**31 - 1) for seed in self.seeds),
             *(within("compare.fractions", share, 0.0001, 1) for share in self.fractions),
         ]
-        for what, given in (("seeds", self.seeds), ("arms", self.arms), ("tasks", names)):
+        for what, given in (
+            ("seeds", self.seeds),
+            ("arms", self.arms),
+            ("variants", self.variants),
+            ("tasks", names),
+        ):
             if len(set(given)) < len(given):
                 found.append(f"compare.{what} names one twice. Name each once.")
         if not self.seeds or not self.arms:

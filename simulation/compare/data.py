@@ -167,5 +167,9 @@ def _on(config: RunConfig, entries: Sequence[SiteFoldersConfig]) -> RunConfig:
 
 
 def _digest(split: Path, settings: RunConfig) -> str:
-    data = settings.data.model_copy(update={"sites": ()})
-    return hashlib.sha256(f"{file_digest(split)}/{dump_config(data)}".encode()).hexdigest()
+    """Of the split and of all that decides what is in its scans, as far as settings do."""
+    parts = [file_digest(split), dump_config(settings.data.model_copy(update={"sites": ()}))]
+    if not settings.compare.data.dataset:
+        phantoms = settings.simulation.phantoms
+        parts += [str(settings.seed), *(dump_config(site) for site in phantoms)]
+    return hashlib.sha256("/".join(parts).encode()).hexdigest()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from omegaconf import OmegaConf
 
 from agssd_core.config import Cohort, RunConfig, dump_config, parse_config
-from agssd_core.config.compare import Arm
+from agssd_core.config.compare import Arm, CompareConfig
 from agssd_core.errors import ConfigError
 
 POOLED = "pooled"
@@ -85,9 +85,20 @@ def models_of(settings: RunConfig, sites: Sequence[str], *, seed: int) -> list[M
 
 
 def ablated_models(settings: RunConfig, *, seed: int) -> list[Model]:
-    """The federated arm as it stands, with every switch of method and merging, and untrained."""
+    """The federated arm as it stands, with the switches asked for, and untrained.
+
+    Raises:
+        ConfigError: ``compare.variants`` names one that the cohort does not have.
+    """
     cohort = cohort_of(settings)
-    variants = ("", *ABLATIONS[cohort], *MERGING)
+    known = (*ABLATIONS[cohort], *MERGING)
+    unknown = [name for name in settings.compare.variants if name not in known]
+    if unknown:
+        raise ConfigError(
+            f"compare.variants names {unknown[0]!r}, which cohort {cohort} does not have. There "
+            f"are {', '.join(known)}."
+        )
+    variants = ("", *(settings.compare.variants or known))
     found = [Model(seed, "federated", variant=variant) for variant in variants]
     return [*found, Model(seed, "random")]
 
@@ -104,7 +115,9 @@ def model_config(settings: RunConfig, model: Model, sites: Sequence[str]) -> Run
         sites: names of the sites that train together in the federated arm.
     """
     cohort = cohort_of(settings)
-    config = settings.for_cohort(cohort).model_copy(update={"seed": model.seed, "name": model.name})
+    # What is asked of a model, and of which other models, is not part of its own run.
+    own = {"seed": model.seed, "name": model.name, "compare": CompareConfig()}
+    config = settings.for_cohort(cohort).model_copy(update=own)
     taking_part = len(sites) if model.arm in ("federated", "random") else 1
     plan = config.federation.model_copy(
         update={
@@ -147,5 +160,4 @@ def _varied(config: RunConfig, cohort: Cohort, variant: str) -> RunConfig:
     overrides = {**ABLATIONS[cohort], **MERGING}.get(variant)
     if overrides is None:
         raise ConfigError(f"there is no ablation {variant!r}.")
-    changed = parse_config(OmegaConf.create(dump_config(config)), overrides)
-    return changed.model_copy(update={"compare": config.compare})
+    return parse_config(OmegaConf.create(dump_config(config)), overrides)
