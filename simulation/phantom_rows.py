@@ -1,7 +1,7 @@
 """Phantom hospitals as a labelled data set: scans, outlines, and what can be asked of them."""
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import nibabel as nib
@@ -15,11 +15,13 @@ from simulation.datasets.rows import DatasetRows, Mask, Row, Source, sorted_rows
 from simulation.phantom_anatomy import LABEL_NAMES
 from simulation.phantom_images import LOOKS
 from simulation.phantom_ultrasound import US_LOOKS
+from simulation.phantom_us_anatomy import US_LABEL_NAMES
 from simulation.phantoms import write_phantom_site
 
 # An organ counts as present from this share of the scan's voxels.
 PRESENT_SHARE = 0.002
 ORGANS = ("lung", "liver", "kidney", "heart", "brain")
+US_STRUCTURES = ("lesion", "gland", "bone", "left ventricle", "left atrium")
 MARK = "phantoms.json"
 _LABELS = "labels"
 Progress = Callable[[int, int], None]
@@ -36,7 +38,8 @@ def phantom_rows(
 
     Labels of a volume: for every organ of ``ORGANS`` whether it is in the scan (``yes``, ``no``),
     and as ``ORGAN-size`` whether it takes more of it than in the median scan that shows it
-    (``large``, ``small``). Labels of ultrasound: ``anatomy``. Outlines are the phantoms' own
+    (``large``, ``small``). Labels of ultrasound: ``anatomy``, and of stills the same of
+    ``US_STRUCTURES`` (``left-ventricle``, ``left-ventricle-size``). Outlines are the phantoms' own
     numbers; of ultrasound stills only.
     """
     mark = folder / MARK
@@ -51,7 +54,14 @@ def phantom_rows(
         write_text(mark, wanted)
     volumes = [row for site in sites for row in _volumes(site)]
     clips = [row for site in sites for row in _clips(folder, site)]
-    return sorted_rows([*_with_labels(folder, volumes), *clips])
+    stills, films = [row for row in clips if row.masks], [row for row in clips if not row.masks]
+    organs = {name: LABEL_NAMES.index(name) for name in ORGANS}
+    structures = {name.replace(" ", "-"): US_LABEL_NAMES.index(name) for name in US_STRUCTURES}
+    labelled = [
+        *_with_labels(folder, volumes, organs, _volume),
+        *_with_labels(folder, stills, structures, _still),
+    ]
+    return sorted_rows([*labelled, *films])
 
 
 def _volumes(site: PhantomSiteConfig) -> Iterator[Row]:
@@ -109,28 +119,42 @@ def _flatten_outlines(labels: Path) -> None:
             Image.fromarray(maps[0]).save(file.with_suffix(".png"))
 
 
-def _with_labels(folder: Path, rows: Sequence[Row]) -> list[Row]:
-    shares = [_shares(folder / row.masks[0].source.path) for row in rows]
+def _with_labels(
+    folder: Path,
+    rows: Sequence[Row],
+    parts: Mapping[str, int],
+    read: Callable[[Path], NDArray[np.uint8]],
+) -> list[Row]:
+    """Add whether each part, a number of the outlines, is there, and how large it is."""
+    shares = [_shares(read(folder / row.masks[0].source.path), parts) for row in rows]
     medians = {}
-    for organ in ORGANS:
-        seen = [share[organ] for share in shares if share[organ] >= PRESENT_SHARE]
-        medians[organ] = float(np.median(seen)) if seen else 0.0
+    for part in parts:
+        seen = [share[part] for share in shares if share[part] >= PRESENT_SHARE]
+        medians[part] = float(np.median(seen)) if seen else 0.0
     return [
-        Row(**{**row.__dict__, "labels": _labels(share, medians)})
+        Row(**{**row.__dict__, "labels": {**row.labels, **_labels(share, medians)}})
         for row, share in zip(rows, shares, strict=True)
     ]
 
 
-def _labels(share: dict[str, float], medians: dict[str, float]) -> dict[str, str]:
-    found = {organ: "yes" if share[organ] >= PRESENT_SHARE else "no" for organ in ORGANS}
-    for organ in ORGANS:
-        if found[organ] == "yes":
-            found[f"{organ}-size"] = "large" if share[organ] > medians[organ] else "small"
+def _labels(share: Mapping[str, float], medians: Mapping[str, float]) -> dict[str, str]:
+    found = {part: "yes" if share[part] >= PRESENT_SHARE else "no" for part in share}
+    for part in share:
+        if found[part] == "yes":
+            found[f"{part}-size"] = "large" if share[part] > medians[part] else "small"
     return found
 
 
-def _shares(file: Path) -> dict[str, float]:
-    """Of each organ in the voxels of a scan."""
-    outlined = np.asarray(nib.load(file).dataobj).astype(np.uint8)  # type: ignore[attr-defined]
-    counts = np.bincount(outlined.ravel(), minlength=len(LABEL_NAMES)) / outlined.size
-    return {organ: float(counts[LABEL_NAMES.index(organ)]) for organ in ORGANS}
+def _shares(outlined: NDArray[np.uint8], parts: Mapping[str, int]) -> dict[str, float]:
+    """Of each part in the voxels or pixels of a scan."""
+    counts = np.bincount(outlined.ravel(), minlength=256) / outlined.size
+    return {part: float(counts[number]) for part, number in parts.items()}
+
+
+def _volume(file: Path) -> NDArray[np.uint8]:
+    return np.asarray(nib.load(file).dataobj).astype(np.uint8)  # type: ignore[attr-defined]
+
+
+def _still(file: Path) -> NDArray[np.uint8]:
+    with Image.open(file) as image:
+        return np.asarray(image, dtype=np.uint8)
