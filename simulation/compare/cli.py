@@ -38,7 +38,8 @@ def compare(
     """Pre-train federated, pooled, alone and not at all, and judge the encoders on held-out scans.
 
     Every model takes the same number of optimiser steps. Writes runs/NAME/comparison.md and .png
-    (or ablation.md, privacy.md) and results.jsonl. Run it again to go on: cells that are done are kept.
+    (or ablation.md, privacy.md) and results.jsonl. Run it again to go on: cells that are done are
+    kept.
 
     Example: agssd-sim compare configs/compare-phantoms.yaml name=first
     """

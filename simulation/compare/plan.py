@@ -48,7 +48,8 @@ class Model:
 
     Attributes:
         site: of arm ``alone``; empty for the others.
-        variant: name of an ablation or of a level of privacy; empty is the configuration as it stands.
+        variant: name of an ablation or a level of privacy; empty is the configuration as it
+            stands.
     """
 
     seed: int
@@ -156,10 +157,9 @@ def stamp_of(config: RunConfig, data_digest: str) -> str:
 
 
 def _with_batch(config: RunConfig, cohort: Cohort, *, factor: int) -> RunConfig:
-    drawn = config.privacy.model_copy(
-        update={"expected_batch": config.privacy.expected_batch * factor}
-    )
-    config = config.model_copy(update={"privacy": drawn})
+    if config.privacy.enabled:
+        drawn = {"expected_batch": config.privacy.expected_batch * factor}
+        return config.model_copy(update={"privacy": config.privacy.model_copy(update=drawn)})
     if cohort == "us":
         anaus = config.anaus
         larger = anaus.model_copy(update={"batch_size": anaus.batch_size * factor})
