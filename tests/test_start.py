@@ -82,7 +82,7 @@ def test_what_does_not_fit_is_named(tmp_path, made):
 
 
 def test_what_is_no_checkpoint_is_refused(tmp_path, made):
-    folder, weights = made
+    _folder, weights = made
     encoder = tmp_path / "encoder.safetensors"
     save_weights(encoder, {"conv1.weight": np.zeros((3, 3), np.float32)})
     with pytest.raises(CheckpointError, match="an exported encoder lacks the heads"):
