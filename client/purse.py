@@ -133,7 +133,9 @@ class Purse:
         return Ledger(place, site=self.name, population=population_of(self.site))
 
     def _wanted(self) -> bool:
-        return bool(plan_privacy(self.order.config).get("enabled", False))
+        """Whether the plan promises privacy; without noise it does not, whatever it trains by."""
+        terms = plan_privacy(self.order.config)
+        return bool(terms.get("enabled", False)) and terms.get("noise_multiplier") != 0
 
     def _seen(self) -> Head | None:
         """The head that came with the order."""

@@ -15,6 +15,7 @@ from server.report import write_server_report
 from server.rounds_cli import page, pause, require_rounds, resume, rounds, say_round, stop
 from server.serve import serve_on_loopback
 from server.serve_federation import Door, serve_federation
+from server.start import with_start
 
 app = new_app("Coordinate a federation. The server never sees an image.")
 for command in (rounds, pause, resume, stop, page):
@@ -61,7 +62,7 @@ def serve(
             "say for whom: --federation DIR for enrolled sites over TLS, or --loopback for sites "
             "on this machine without certificates."
         )
-    settings = load_config(config, overrides or ())
+    settings = with_start(load_config(config, overrides or ()))
     if federation is None:
         serve_on_loopback(settings, port=port, say=say, on_round=say_round)
     else:

@@ -14,6 +14,7 @@ from agssd_core.weights import Weights, file_digest, write_text
 from server.cohorts import cohort_stores
 from server.manifest import RoundRecord
 from server.outcome import RoundOutcome
+from server.start import start_weights, with_start
 from server.store import RunStore
 from server.tracking import tracking_cohorts
 from simulation.engines import federate
@@ -34,8 +35,10 @@ def initialise(config: RunConfig) -> tuple[Path, bool]:
         The run's folder, and whether a checkpoint was written now.
 
     Raises:
-        CheckpointError: the run exists with another configuration, or the disk is full.
+        CheckpointError: the run exists with another configuration, ``init.checkpoint`` cannot be
+            used, or the disk is full.
     """
+    config = with_start(config)
     folder = run_folder(config)
     stores = cohort_stores(folder, config)
     begun = [_begin(config.for_cohort(name), store) for name, store in stores.items()]
@@ -58,9 +61,12 @@ def _begin(config: RunConfig, store: RunStore) -> bool:
 
 
 def _first_weights(config: RunConfig) -> Weights:
-    if config.federation.cohort == "us":
-        return build_pair(config.anaus, seed=config.seed).shared_weights()
-    return build_model(config.agssd, seed=config.seed).shared_weights()
+    cohort = config.federation.cohort
+    if cohort == "us":
+        fresh = build_pair(config.anaus, seed=config.seed).shared_weights()
+    else:
+        fresh = build_model(config.agssd, seed=config.seed).shared_weights()
+    return start_weights(config.init, cohort, fresh)
 
 
 def run_simulation(
@@ -80,7 +86,7 @@ def run_simulation(
             goes on from there.
     """
     require_packages(config.tracking)
-    config = with_split(config)
+    config = with_start(with_split(config))
     folder, fresh = initialise(config)
     _require_same_sites(config, folder)
     if not fresh:

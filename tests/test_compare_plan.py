@@ -12,8 +12,10 @@ from simulation.compare.plan import (
     cohort_of,
     model_config,
     models_of,
+    private_models,
     stamp_of,
 )
+from simulation.compare.private import starts_from_nothing
 
 SITES = ["a", "b", "c"]
 
@@ -101,3 +103,31 @@ def test_the_stamp_follows_settings_and_data_but_not_the_name():
     other = model_config(settings(seed=1), Model(1, "federated"), SITES)
     assert stamp_of(first, "d") == stamp_of(renamed, "d")
     assert len({stamp_of(first, "d"), stamp_of(first, "e"), stamp_of(other, "d")}) == 3
+
+
+@pytest.mark.parametrize("cohort", ["ct-mr", "us"])
+def test_every_level_of_privacy_is_a_valid_run_at_matched_updates(cohort):
+    start = settings(cohort, init={"digest": "a" * 64}, privacy={"secure_noise": False})
+    models = private_models(start, seed=0)
+    configs = {model.variant or model.arm: model_config(start, model, SITES) for model in models}
+    assert len(configs) == 12
+    assert len({stamp_of(config, "data") for config in configs.values()}) == 12
+    for name, config in configs.items():
+        assert config.federation.total_steps == 20
+        assert bool(config.init.digest) == (name == "start" or name.endswith("-continued"))
+        assert config.privacy.enabled == name.startswith(("epsilon", "noiseless"))
+    assert {
+        configs[f"epsilon-{wanted}-{source}"].privacy.target_epsilon - wanted
+        for wanted in (8, 3, 1)
+        for source in ("scratch", "continued")
+    } == {0}
+    assert configs["noiseless-scratch"].privacy.noise_multiplier == 0
+    assert starts_from_nothing("plain-scratch")
+    assert not starts_from_nothing("plain-continued")
+
+
+def test_worth_of_privacy_needs_a_checkpoint():
+    with pytest.raises(ConfigError, match=r"init\.checkpoint is empty"):
+        private_models(settings(), seed=0)
+    with pytest.raises(ConfigError, match=r"init\.checkpoint is empty"):
+        models_of(settings(compare={"arms": ["start"]}), SITES, seed=0)

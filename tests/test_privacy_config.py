@@ -39,7 +39,7 @@ LOOP = [
     ({"training": {"activation_checkpointing": True}}, "activation_checkpointing = false"),
     ({"monitor": {"stop_on_collapse": True}}, "Set it to false under privacy"),
     ({"privacy": {"centre_ratio": 0}}, "collapses without a centre"),
-    ({"privacy": {"noise_multiplier": 0}}, "privacy.noise_multiplier = 0 lies outside"),
+    ({"privacy": {"noise_multiplier": 0}}, "privacy.noise_multiplier = 0 promises nothing"),
     ({"privacy": {"max_grad_norm": 0}}, "privacy.max_grad_norm = 0 lies outside"),
 ]
 

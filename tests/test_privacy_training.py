@@ -277,3 +277,22 @@ def test_a_term_that_is_off_is_frozen_and_not_shaken_by_noise():
     name = "student/head_patch.mlp.0.weight"
     assert not np.array_equal(before[name], after[name])
     assert not after["state/centre_cls"].any()
+
+
+def test_every_site_takes_the_least_noise_for_its_own_patients():
+    plan = {"privacy": {"target_epsilon": 3.0, "epsilon_budget": 3.0, "delta": 0.01}}
+    told = [trainer(body_volumes(patients), **plan).train_steps(0, 1, 8) for patients in (4, 8)]
+    few, many = (each["privacy_sigma"] for each in told)
+    assert few > many > 0
+    steps = private_config(**plan).federation.total_steps
+    for sigma, rate in ((few, 1.0), (many, 0.5)):
+        assert 2.98 < epsilon([(sigma, rate, steps)], delta=0.01) <= 3.0
+
+
+def test_steps_without_noise_promise_nothing_and_ask_no_ledger():
+    off = {"noise_multiplier": 0, "secure_noise": False, "epsilon_budget": 0}
+    site = trainer(privacy=off)
+    site.spend_through(lambda *_: pytest.fail("a ledger was asked"))
+    told = site.train_steps(0, 2, 4)
+    assert told["private"] == told["privacy_sigma"] == 0
+    assert "privacy_epsilon" not in told

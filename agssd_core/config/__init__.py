@@ -20,6 +20,7 @@ from agssd_core.config.federation import (
     TeacherRule,
 )
 from agssd_core.config.frames import FramesConfig
+from agssd_core.config.init import InitConfig
 from agssd_core.config.load import config_from_json, dump_config, load_config, parse_config
 from agssd_core.config.lpsam import LpsamConfig
 from agssd_core.config.presets import PRESETS
@@ -52,6 +53,7 @@ __all__ = [
     "FederationConfig",
     "FramesConfig",
     "HeadConfig",
+    "InitConfig",
     "LossConfig",
     "LpsamConfig",
     "MergeConfig",

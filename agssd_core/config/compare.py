@@ -9,7 +9,7 @@ from agssd_core.config.finetune import FinetuneConfig
 from agssd_core.config.node import Node, require, within
 from agssd_core.config.tasks import TaskConfig
 
-Arm = Literal["federated", "pooled", "alone", "random"]
+Arm = Literal["federated", "pooled", "alone", "random", "start"]
 Method = Literal["knn", "linear", "pixel", "finetune"]
 
 
@@ -55,7 +55,9 @@ class CompareConfig(Node):
     Attributes:
         seeds: each draws its own weights, crops and held-out patients.
         arms: ``federated``; ``pooled``, all data in one place, its batch the sum of the sites'
-            batches; ``alone``, each site by itself; ``random``, the same network untrained.
+            batches; ``alone``, each site by itself; ``random``, the same network untrained;
+            ``start``, the checkpoint of ``init.checkpoint`` as it is. With such a checkpoint the
+            first three go on from it.
         variants: of ``--ablate``; empty is all of them.
         tasks: what the frozen teachers are asked.
         fractions: shares of the labelled training patients that fine-tuning gets; empty does not

@@ -18,7 +18,10 @@ class PrivacyConfig(Node):
 
     Attributes:
         enabled: False trains as ever and protects nobody.
-        noise_multiplier: sigma, noise of the summed gradient in units of ``max_grad_norm``.
+        noise_multiplier: sigma, noise of the summed gradient in units of ``max_grad_norm``. 0, for
+            experiments alone, takes private steps without noise, which protect nobody.
+        target_epsilon: 0 takes ``noise_multiplier``; otherwise every site takes in its place the
+            least noise with which the whole plan costs no more at its own number of patients.
         max_grad_norm: C, greatest norm of one patient's gradient over all views and terms.
         expected_batch: patients that a step draws on average. A public constant: what is summed
             is divided by it, however many were drawn.
@@ -36,6 +39,7 @@ class PrivacyConfig(Node):
 
     enabled: bool = False
     noise_multiplier: float = 1.0
+    target_epsilon: float = 0.0
     max_grad_norm: float = 1.0
     expected_batch: float = 32.0
     delta: float = 1e-5
@@ -50,7 +54,8 @@ class PrivacyConfig(Node):
     def _check(self) -> Self:
         require(
             [
-                within("privacy.noise_multiplier", self.noise_multiplier, 0.1, 1000),
+                *self._noise_problems(),
+                within("privacy.target_epsilon", self.target_epsilon, 0, 1e6),
                 within("privacy.max_grad_norm", self.max_grad_norm, 1e-6, 1e6),
                 within("privacy.expected_batch", self.expected_batch, 1, 1e6),
                 within("privacy.delta", self.delta, 1e-12, 0.1),
@@ -61,6 +66,17 @@ class PrivacyConfig(Node):
             ]
         )
         return self
+
+    def _noise_problems(self) -> list[str]:
+        if self.noise_multiplier != 0:
+            return [within("privacy.noise_multiplier", self.noise_multiplier, 0.1, 1000)]
+        if self.secure_noise or self.target_epsilon or self.epsilon_budget:
+            return [
+                "privacy.noise_multiplier = 0 promises nothing. Give it a value within "
+                "[0.1, 1000]; or, to see what private steps cost without noise, set "
+                "privacy.secure_noise = false, target_epsilon = 0 and epsilon_budget = 0."
+            ]
+        return []
 
 
 def privacy_problems(config: "RunConfig") -> list[str]:

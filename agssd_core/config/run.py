@@ -11,6 +11,7 @@ from agssd_core.config.compare import CompareConfig
 from agssd_core.config.data import DataConfig
 from agssd_core.config.federation import Cohort, FederationConfig
 from agssd_core.config.frames import FramesConfig
+from agssd_core.config.init import InitConfig
 from agssd_core.config.lpsam import LpsamConfig
 from agssd_core.config.node import Node, require, within
 from agssd_core.config.privacy import PrivacyConfig, privacy_problems
@@ -36,6 +37,7 @@ class RunConfig(Node):
     output: str = "runs"
     cohorts: tuple[Cohort, ...] = ("ct-mr",)
     data: DataConfig = DataConfig()
+    init: InitConfig = InitConfig()
     agssd: AgssdConfig = AgssdConfig()
     anaus: AnausConfig = AnausConfig()
     lpsam: LpsamConfig = LpsamConfig()
@@ -64,6 +66,7 @@ class RunConfig(Node):
             "cohorts": (name,),
             "federation": rules.model_copy(update={"cohort": name}),
             "data": data,
+            "init": self.init.of(name),
             "agssd": agssd,
             "anaus": anaus,
             "lpsam": LpsamConfig(),  # fitted and used outside a run
@@ -85,6 +88,7 @@ class RunConfig(Node):
                 within("threads", self.threads, 1, 1024),
                 within("seed", self.seed, 0, 2**31 - 1),
                 *self._cohort_problems(),
+                *self.init.problems(self.cohorts),
                 *privacy_problems(self),
             ]
         )

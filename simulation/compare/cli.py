@@ -7,6 +7,7 @@ import typer
 
 from agssd_core.config import load_config
 from agssd_core.console import progress_bar, say
+from agssd_core.errors import ConfigError
 
 
 def compare(
@@ -25,18 +26,31 @@ def compare(
             "place of comparing arms.",
         ),
     ] = False,
+    privacy: Annotated[
+        bool,
+        typer.Option(
+            "--privacy",
+            help="What differential privacy costs: no privacy and epsilon 8, 3, 1, from nothing "
+            "and from init.checkpoint, in place of comparing arms.",
+        ),
+    ] = False,
 ) -> None:
     """Pre-train federated, pooled, alone and not at all, and judge the encoders on held-out scans.
 
     Every model takes the same number of optimiser steps. Writes runs/NAME/comparison.md and .png
-    (or ablation.md) and results.jsonl. Run it again to go on: cells that are done are kept.
+    (or ablation.md, privacy.md) and results.jsonl. Run it again to go on: cells that are done are
+    kept.
 
     Example: agssd-sim compare configs/compare-phantoms.yaml name=first
     """
+    from simulation.compare.run import Form
     from simulation.compare.run import compare as run_comparison
 
+    if ablate and privacy:
+        raise ConfigError("--ablate and --privacy are two comparisons. Name one at a time.")
     settings = load_config(config, overrides or ())
-    table = run_comparison(settings, ablate=ablate, say=say, bar=progress_bar)
+    form: Form = "privacy" if privacy else "ablation" if ablate else "comparison"
+    table = run_comparison(settings, form=form, say=say, bar=progress_bar)
     say(table.read_text(encoding="utf-8"))
     say(f"table: {table}")
     say(f"figure: {table.with_suffix('.png')}")

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 from omegaconf import OmegaConf
 
-from agssd_core.config import Cohort, RunConfig, dump_config, parse_config
+from agssd_core.config import Cohort, InitConfig, RunConfig, dump_config, parse_config
 from agssd_core.config.compare import Arm, CompareConfig
 from agssd_core.errors import ConfigError
+from simulation.compare.private import private_variants, starts_from_nothing
 
 POOLED = "pooled"
 # A part of the method, the merging or the wire, switched: name -> overrides of the federated arm.
@@ -47,7 +48,8 @@ class Model:
 
     Attributes:
         site: of arm ``alone``; empty for the others.
-        variant: name of an ablation; empty is the configuration as it stands.
+        variant: name of an ablation or a level of privacy; empty is the configuration as it
+            stands.
     """
 
     seed: int
@@ -76,8 +78,14 @@ def cohort_of(settings: RunConfig) -> Cohort:
 
 
 def models_of(settings: RunConfig, sites: Sequence[str], *, seed: int) -> list[Model]:
-    """The models of one seed, arm by arm."""
-    found = []
+    """The models of one seed, arm by arm.
+
+    Raises:
+        ConfigError: arm ``start`` has no checkpoint to be.
+    """
+    if "start" in settings.compare.arms:
+        _require_start(settings)
+    found: list[Model] = []
     for arm in settings.compare.arms:
         names = sites if arm == "alone" else ("",)
         found += [Model(seed, arm, site) for site in names]
@@ -103,6 +111,26 @@ def ablated_models(settings: RunConfig, *, seed: int) -> list[Model]:
     return [*found, Model(seed, "random")]
 
 
+def private_models(settings: RunConfig, *, seed: int) -> list[Model]:
+    """Every level of privacy from nothing and continued, what they start from, and untrained.
+
+    Raises:
+        ConfigError: there is no checkpoint to continue from.
+    """
+    _require_start(settings)
+    variants = private_variants(cohort_of(settings))
+    found = [Model(seed, "federated", variant=variant) for variant in variants]
+    return [*found, Model(seed, "start"), Model(seed, "random")]
+
+
+def _require_start(settings: RunConfig) -> None:
+    if not settings.for_cohort(cohort_of(settings)).init.digest:
+        raise ConfigError(
+            "init.checkpoint is empty, so there is no starting checkpoint to compare with. Name "
+            "one, such as the folder of a finished run."
+        )
+
+
 def model_config(settings: RunConfig, model: Model, sites: Sequence[str]) -> RunConfig:
     """A model's own run: seed, budget, batch and merging.
 
@@ -118,7 +146,7 @@ def model_config(settings: RunConfig, model: Model, sites: Sequence[str]) -> Run
     # What is asked of a model, and of which other models, is not part of its own run.
     own = {"seed": model.seed, "name": model.name, "compare": CompareConfig()}
     config = settings.for_cohort(cohort).model_copy(update=own)
-    taking_part = len(sites) if model.arm in ("federated", "random") else 1
+    taking_part = len(sites) if model.arm in ("federated", "random", "start") else 1
     plan = config.federation.model_copy(
         update={
             "expected_sites": taking_part,
@@ -128,6 +156,8 @@ def model_config(settings: RunConfig, model: Model, sites: Sequence[str]) -> Run
         }
     )
     config = config.model_copy(update={"federation": plan})
+    if model.arm == "random" or starts_from_nothing(model.variant):
+        config = config.model_copy(update={"init": InitConfig()})
     if model.arm == "pooled":
         config = _with_batch(config, cohort, factor=len(sites))
     return _varied(config, cohort, model.variant)
@@ -140,6 +170,9 @@ def stamp_of(config: RunConfig, data_digest: str) -> str:
 
 
 def _with_batch(config: RunConfig, cohort: Cohort, *, factor: int) -> RunConfig:
+    if config.privacy.enabled:
+        drawn = {"expected_batch": config.privacy.expected_batch * factor}
+        return config.model_copy(update={"privacy": config.privacy.model_copy(update=drawn)})
     if cohort == "us":
         anaus = config.anaus
         larger = anaus.model_copy(update={"batch_size": anaus.batch_size * factor})
@@ -157,7 +190,8 @@ def _varied(config: RunConfig, cohort: Cohort, variant: str) -> RunConfig:
     """
     if not variant:
         return config
-    overrides = {**ABLATIONS[cohort], **MERGING}.get(variant)
+    overrides = {**ABLATIONS[cohort], **MERGING, **private_variants(cohort)}.get(variant)
     if overrides is None:
-        raise ConfigError(f"there is no ablation {variant!r}.")
-    return parse_config(OmegaConf.create(dump_config(config)), overrides)
+        raise ConfigError(f"there is no variant {variant!r}.")
+    changed = parse_config(OmegaConf.create(dump_config(config)), overrides)
+    return changed.model_copy(update={"init": config.init})  # not part of a dump

@@ -13,6 +13,7 @@ from simulation.compare.plan import Model, model_config, stamp_of
 from simulation.engines import federate
 from simulation.run import initialise
 
+_SPENT = ("privacy_epsilon", "privacy_sigma", "privacy_rate")
 _SHOWN = (
     "collapsed",
     "rec_ratio",
@@ -29,8 +30,8 @@ class Trained:
 
     Attributes:
         config: it was trained with.
-        facts: weights digest, optimiser updates, which network is judged, and the collapse
-            monitor's last words.
+        facts: weights digest, optimiser updates, which network is judged, and by site the
+            collapse monitor's last words and what privacy cost.
     """
 
     weights: Weights
@@ -58,7 +59,7 @@ def pretrain(settings: RunConfig, model: Model, data: SeedData) -> Trained:
     """
     config = config_of(settings, model, data)
     folder, _ = initialise(config)
-    rounds = 0 if model.arm == "random" else config.federation.rounds
+    rounds = 0 if model.arm in ("random", "start") else config.federation.rounds
     store = cohort_stores(folder, config)[config.federation.cohort]
     newest = store.latest(strict=True)
     if rounds and (newest is None or newest.round < rounds):
@@ -77,12 +78,14 @@ def pretrain(settings: RunConfig, model: Model, data: SeedData) -> Trained:
         "weights": newest.manifest.weights_digest,
         "updates": rounds * config.federation.steps_per_round,
         "network": judged_network(config),
-        "monitor": {
-            row["site"]: {key: row["metrics"][key] for key in _SHOWN if key in row["metrics"]}
-            for row in rows
-            if int(row["round"]) == rounds - 1
-        },
     }
+    last = [row for row in rows if int(row["round"]) == rounds - 1]
+    for fact, keys in (("monitor", _SHOWN), ("privacy", _SPENT)):
+        told = {
+            row["site"]: {key: row["metrics"][key] for key in keys if key in row["metrics"]}
+            for row in last
+        }
+        facts[fact] = {site: own for site, own in told.items() if own}
     return Trained(newest.weights, config, facts)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -13,10 +14,19 @@ from agssd_core.config import RunConfig
 from agssd_core.errors import ConfigError, EngineError
 from agssd_core.processes import die_with_parent
 from agssd_core.weights import write_text
+from server.start import with_start
 from simulation.compare.data import SeedData, prepare_seed, scans_of
 from simulation.compare.figure import draw_comparison
 from simulation.compare.judge import CONTROLS, Job, cells_of, run_job
-from simulation.compare.plan import Model, ablated_models, cohort_of, models_of
+from simulation.compare.plan import (
+    Model,
+    ablated_models,
+    cohort_of,
+    models_of,
+    private_models,
+)
+from simulation.compare.private_figure import draw_privacy
+from simulation.compare.private_table import privacy_table
 from simulation.compare.results import Cell, Result, ResultFile
 from simulation.compare.summary import comparison_table
 from simulation.run import run_folder
@@ -24,14 +34,17 @@ from simulation.sites import Bar, Say
 
 RESULTS = "results.jsonl"
 
+Form = Literal["comparison", "ablation", "privacy"]
 
-def compare(settings: RunConfig, *, ablate: bool = False, say: Say, bar: Bar) -> Path:
+
+def compare(settings: RunConfig, *, form: Form = "comparison", say: Say, bar: Bar) -> Path:
     """Run what is missing of a comparison, then write its table and figure.
 
     Args:
         settings: with ``compare`` and one cohort.
-        ablate: the federated arm with every switch of its method and merging, in place of the
-            arms.
+        form: ``comparison`` of the arms; ``ablation``, the federated arm with every switch of its
+            method and merging; ``privacy``, the federated arm at every level of privacy, from
+            nothing and from ``init.checkpoint``.
         say: writes a line.
         bar: opens a progress bar.
 
@@ -40,11 +53,13 @@ def compare(settings: RunConfig, *, ablate: bool = False, say: Say, bar: Bar) ->
 
     Raises:
         ConfigError: no task, or the configuration does not fit the data.
+        CheckpointError: ``init.checkpoint`` cannot be used.
         EngineError: a process ended; finished cells are kept and not computed again.
     """
     if not settings.compare.tasks:
         raise ConfigError("compare.tasks is empty, nothing would be compared. Name a task.")
     cohort_of(settings)
+    settings = with_start(settings)
     folder = run_folder(settings)
     folder.mkdir(parents=True, exist_ok=True)
     scans = scans_of(settings, folder, bar=bar)
@@ -52,23 +67,24 @@ def compare(settings: RunConfig, *, ablate: bool = False, say: Say, bar: Bar) ->
         prepare_seed(settings, folder, scans, place=place, say=say, bar=bar)
         for place in range(len(settings.compare.seeds))
     ]
-    jobs = [job for data in seeds for job in _jobs(settings, data, ablate=ablate)]
+    jobs = [job for data in seeds for job in _jobs(settings, data, form)]
     cells = [cell for job in jobs for cell in cells_of(job)]
     file = ResultFile(folder / RESULTS)
     done = file.read()
     missing = sum(cell not in done for cell in cells)
     say(f"{len(cells)} cells, {len(cells) - missing} done before")
     _run_all(jobs, file, workers=settings.compare.workers, say=say, bar=bar)
-    return _write(folder, settings, cells, file.read(), ablate=ablate)
+    return _write(folder, settings, cells, file.read(), form=form)
 
 
-def _jobs(settings: RunConfig, data: SeedData, *, ablate: bool) -> list[Job]:
-    names = list(data.sites)
-    models: Sequence[Model] = (
-        ablated_models(settings, seed=data.seed)
-        if ablate
-        else models_of(settings, names, seed=data.seed)
-    )
+def _jobs(settings: RunConfig, data: SeedData, form: Form) -> list[Job]:
+    models: Sequence[Model]
+    if form == "ablation":
+        models = ablated_models(settings, seed=data.seed)
+    elif form == "privacy":
+        models = private_models(settings, seed=data.seed)
+    else:
+        models = models_of(settings, list(data.sites), seed=data.seed)
     found = [Job(settings, data, model) for model in models]
     return found + [Job(settings, data, control=control) for control in CONTROLS]
 
@@ -136,11 +152,14 @@ def _write(
     cells: Sequence[Cell],
     done: dict[Cell, Result],
     *,
-    ablate: bool,
+    form: Form,
 ) -> Path:
     results = [done[cell] for cell in cells if cell in done]
-    stem = "ablation" if ablate else "comparison"
-    table = folder / f"{stem}.md"
+    table = folder / f"{form}.md"
+    if form == "privacy":
+        write_text(table, privacy_table(results, settings))
+        draw_privacy(table.with_suffix(".png"), results, settings)
+        return table
     write_text(table, comparison_table(results, settings))
-    draw_comparison(folder / f"{stem}.png", results, settings)
+    draw_comparison(table.with_suffix(".png"), results, settings)
     return table

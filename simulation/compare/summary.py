@@ -123,7 +123,7 @@ def comparison_table(results: Sequence[Result], settings: RunConfig) -> str:
     summaries = summarise(results, settings)
     parts = [
         f"# {settings.name}",
-        _budget(results, settings),
+        budget_of(results, settings),
         "## Held-out scans, all sites",
         _main_table(summaries),
         f"Mean and 95 % interval over seeds (Student's t). A task is *not informative* where no "
@@ -140,7 +140,8 @@ def comparison_table(results: Sequence[Result], settings: RunConfig) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _budget(results: Sequence[Result], settings: RunConfig) -> str:
+def budget_of(results: Sequence[Result], settings: RunConfig) -> str:
+    """Cohort, updates, seeds and folds in words."""
     plan = settings.for_cohort(settings.cohorts[0]).federation
     seeds = sorted({result.cell.seed for result in results})
     return (
@@ -153,37 +154,38 @@ def _budget(results: Sequence[Result], settings: RunConfig) -> str:
 
 def _main_table(summaries: Sequence[Summary]) -> str:
     columns = _columns(summaries)
-    lines = _head(["task", "judged by", "metric", *columns, "informative"])
+    lines = head(["task", "judged by", "metric", *columns, "informative"])
     for summary in summaries:
         told = {None: _NO_VALUE, True: "yes", False: "**not informative**"}[summary.informative]
         for metric in METRICS:
             if not any(metric in own.metrics for own in summary.columns.values()):
                 continue
             values = [
-                _shown(summary.columns[name].metrics.get(metric, {}))
+                shown(summary.columns[name].metrics.get(metric, {}))
                 if name in summary.columns
                 else _NO_VALUE
                 for name in columns
             ]
             verdict = told if metric == summary.main else ""
-            lines.append(_line([*_named(summary), metric.replace("_", " "), *values, verdict]))
+            lines.append(line([*_named(summary), metric.replace("_", " "), *values, verdict]))
     return "\n".join(lines)
 
 
 def _difference_table(summaries: Sequence[Summary]) -> str:
     pairs = [("federated", name) for name in _columns(summaries) if name != AS_CONFIGURED]
     pairs = [(one, other) for one, other in pairs if other not in CONTROLS]
-    lines = _head(["task", "judged by", "metric", *(f"{a} - {b}" for a, b in pairs)])
+    lines = head(["task", "judged by", "metric", *(f"{a} - {b}" for a, b in pairs)])
     for summary in summaries:
         for what in ("all sites", "worst site"):
-            values = [_difference(summary, one, other, what) for one, other in pairs]
+            values = [difference(summary, one, other, what) for one, other in pairs]
             if any(value != _NO_VALUE for value in values):
                 metric = summary.main.replace("_", " ")
-                lines.append(_line([*_named(summary), f"{metric}, {what}", *values]))
+                lines.append(line([*_named(summary), f"{metric}, {what}", *values]))
     return "\n".join(lines)
 
 
-def _difference(summary: Summary, one: str, other: str, what: str) -> str:
+def difference(summary: Summary, one: str, other: str, what: str) -> str:
+    """Two columns' difference paired by seed, ``all sites`` or ``worst site``; bold beyond 0."""
     if one not in summary.columns or other not in summary.columns:
         return _NO_VALUE
     found = [
@@ -200,21 +202,21 @@ def _difference(summary: Summary, one: str, other: str, what: str) -> str:
 
 def _site_table(summaries: Sequence[Summary]) -> str:
     columns = _columns(summaries)
-    lines = _head(["task", "judged by", "site", *columns])
+    lines = head(["task", "judged by", "site", *columns])
     for summary in summaries:
         sites = sorted({site for own in summary.columns.values() for site in own.sites})
         if len(sites) < 2:
             continue
         for site in sites:
             values = [
-                _shown(own.sites.get(site, {}))
+                shown(own.sites.get(site, {}))
                 if (own := summary.columns.get(name)) is not None
                 else _NO_VALUE
                 for name in columns
             ]
-            lines.append(_line([*_named(summary), site, *values]))
+            lines.append(line([*_named(summary), site, *values]))
         named = [_worst_named(summary.columns.get(name)) for name in columns]
-        lines.append(_line([*_named(summary), "*worst site*", *named]))
+        lines.append(line([*_named(summary), "*worst site*", *named]))
     if len(lines) == 2:
         return "Fewer than two sites hold labels of held-out patients, so no site is the worst."
     told = "Of arm alone, a site's own model on that site's held-out scans."
@@ -258,7 +260,8 @@ def _named(summary: Summary) -> tuple[str, str]:
     return task, f"{method} {fraction:.0%}" if method == "finetune" else method
 
 
-def _shown(values: PerSeed) -> str:
+def shown(values: PerSeed) -> str:
+    """Mean and interval over seeds."""
     return _written(mean_interval(list(values.values()))) if values else _NO_VALUE
 
 
@@ -268,9 +271,11 @@ def _written(interval: Interval, *, signed: bool = False) -> str:
     return mean if interval.count < 2 else f"{mean} ± {half:.3f}"
 
 
-def _head(names: Sequence[str]) -> list[str]:
-    return [_line(names), f"|{'---|' * len(names)}"]
+def head(names: Sequence[str]) -> list[str]:
+    """The first two lines of a table."""
+    return [line(names), f"|{'---|' * len(names)}"]
 
 
-def _line(cells: Sequence[str]) -> str:
+def line(cells: Sequence[str]) -> str:
+    """A row of a table."""
     return f"| {' | '.join(cells)} |"

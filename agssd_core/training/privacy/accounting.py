@@ -8,8 +8,9 @@ from typing import Protocol
 
 from opacus.accountants.analysis.rdp import compute_rdp, get_privacy_spent
 
+from agssd_core.accounting import least_sigma
 from agssd_core.config import PrivacyConfig
-from agssd_core.errors import TrainingError
+from agssd_core.errors import AccountingError, TrainingError
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +65,7 @@ def effective_sigma(gradient: float, centre: float | None) -> float:
     Source:
         A vector of both, each divided by its noise, has sensitivity sqrt(1/a^2 + 1/b^2).
     """
-    if centre is None:
+    if centre is None or gradient == 0:
         return gradient
     return 1 / math.hypot(1 / gradient, 1 / centre)
 
@@ -86,6 +87,36 @@ def sampling_rate(privacy: PrivacyConfig, patients: int) -> float:
             "promises nothing. Lower it."
         )
     return privacy.expected_batch / patients
+
+
+def calibrated(
+    privacy: PrivacyConfig, *, patients: int, steps: int, centred: bool
+) -> PrivacyConfig:
+    """The settings with the site's own noise for ``target_epsilon``; as they are without one.
+
+    Args:
+        privacy: of the plan.
+        patients: of the site, whose number is declared public.
+        steps: of the whole plan.
+        centred: whether a noised centre is paid for as well.
+
+    Raises:
+        TrainingError: the site has too few patients for this plan, or no noise is enough.
+    """
+    target = privacy.target_epsilon
+    if target == 0:
+        return privacy
+    rate = sampling_rate(privacy, patients)
+    try:
+        sigma = least_sigma(target, rate=rate, steps=steps, delta=privacy.delta)
+    except AccountingError as error:
+        raise TrainingError(str(error)) from None
+    # The ledger's accountant looks at other orders than this one; both must agree.
+    while epsilon([(sigma, rate, steps)], delta=privacy.delta) > target:
+        sigma *= 1.0005
+    part = math.hypot(1, 1 / privacy.centre_ratio) if centred else 1.0
+    # A last bit that rounding takes from the joint noise must not make the plan too dear.
+    return privacy.model_copy(update={"noise_multiplier": sigma * part * (1 + 1e-9)})
 
 
 def require_budget(privacy: PrivacyConfig, planned: Spending) -> float:

@@ -6,8 +6,8 @@ import torch
 
 from agssd_core.config import RunConfig
 from agssd_core.training.agssd_step import Learner
-from agssd_core.training.privacy.agssd_step import PrivateStep, StepSettings
-from agssd_core.training.privacy.rounds import PrivateRounds, require_one_process
+from agssd_core.training.privacy.agssd_step import PrivateStep, StepSettings, has_centre
+from agssd_core.training.privacy.rounds import PrivateRounds, require_one_process, with_own_noise
 from agssd_core.training.privacy.sampling import Chunk
 from agssd_core.training.schedules import StepSchedule
 from agssd_core.views.batch import ViewBatch
@@ -44,6 +44,7 @@ class PrivateAgssd:
         device: torch.device,
     ) -> None:
         require_one_process(learner.group.size)
+        config = with_own_noise(config, volumes.infos, centred=has_centre(learner))
         self._config, self._volumes, self._site, self._device = config, volumes, site, device
         self._step = PrivateStep(learner, config.privacy)
         self.rounds = PrivateRounds(

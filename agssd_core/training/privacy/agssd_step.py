@@ -59,8 +59,9 @@ class PrivateStep:
         self.clipped = ClippedSum(
             learner.model.student, max_grad_norm=privacy.max_grad_norm, mode=privacy.mode
         )
-        centred = learner.resolved.target_cls == "center" and learner.agssd.loss.cls > 0
-        self.centre = NoisedCentre(privacy, learner.model.state.centre_cls) if centred else None
+        self.centre = (
+            NoisedCentre(privacy, learner.model.state.centre_cls) if has_centre(learner) else None
+        )
 
     def add(
         self,
@@ -141,6 +142,11 @@ def patient_rule(learner: Learner, settings: StepSettings) -> PatientRule:
     """How a learner's student is judged at a step."""
     standardised = learner.resolved.input_norm_patch == "volume"
     return PatientRule(learner.agssd, standardised, settings.schedule.beta)
+
+
+def has_centre(learner: Learner) -> bool:
+    """Whether the cls term is trained against a noised centre."""
+    return learner.resolved.target_cls == "center" and learner.agssd.loss.cls > 0
 
 
 def resolve_private(agssd: AgssdConfig) -> Resolved:

@@ -19,7 +19,7 @@ from agssd_core.training.privacy.anaus_losses import (
 from agssd_core.training.privacy.gradients import ClippedSum
 from agssd_core.training.privacy.mechanism import add_pull, set_private_gradients
 from agssd_core.training.privacy.noise import NoiseStream
-from agssd_core.training.privacy.rounds import PrivateRounds
+from agssd_core.training.privacy.rounds import PrivateRounds, with_own_noise
 from agssd_core.training.privacy.sampling import Chunk
 from agssd_core.views.loader import prefetched
 from agssd_core.views.seeds import rng_for, torch_generator_for
@@ -45,6 +45,7 @@ class PrivateAnaus:
     def __init__(
         self, config: RunConfig, frames: FrameReader, learner: AnausLearner, *, site: str
     ) -> None:
+        config = with_own_noise(config, frames.infos, centred=False)
         self._config, self._frames, self._site = config, frames, site
         self._learner = learner
         for parameter in idle_parameters(learner.pair.student, config.anaus):

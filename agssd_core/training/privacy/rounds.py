@@ -9,6 +9,7 @@ from agssd_core.errors import TrainingError
 from agssd_core.training.privacy.accounting import (
     Spend,
     accounted_not_enforced,
+    calibrated,
     effective_sigma,
     epsilon,
     require_budget,
@@ -65,8 +66,11 @@ class PrivateRounds:
         Raises:
             TrainingError: the plan costs more than ``privacy.epsilon_budget``.
         """
-        require_budget(self._privacy, (self.sigma, self.rate, total_steps))
-        self.spend(self.sigma, self.rate, steps)
+        if self.sigma == 0:
+            log.warning("privacy.noise_multiplier = 0: no noise, so NOTHING here is private")
+        else:
+            require_budget(self._privacy, (self.sigma, self.rate, total_steps))
+            self.spend(self.sigma, self.rate, steps)
         stream = self._stream(first_step)
         self.private = self.private and stream.private
         span = range(first_step, first_step + steps)
@@ -77,6 +81,8 @@ class PrivateRounds:
 
         Losses, norms, the monitor's findings and times depend on patients without noise.
         """
+        if self.sigma == 0:  # epsilon is infinite
+            return {"private": 0.0, "privacy_sigma": 0.0, "privacy_rate": self.rate}
         spent = epsilon([(self.sigma, self.rate, steps_taken)], delta=self._privacy.delta)
         return {
             "private": float(self.private),
@@ -90,6 +96,15 @@ class PrivateRounds:
             return NoiseStream.from_system()
         log.warning("privacy.secure_noise = false: noise repeats, so NOTHING here is private")
         return NoiseStream.repeatable(self._seed, self._site, first_step)
+
+
+def with_own_noise(config: RunConfig, scans: Sequence[OfPatient], *, centred: bool) -> RunConfig:
+    """A plan with the site's own noise; see ``accounting.calibrated``."""
+    patients = len({scan.patient for scan in scans})
+    privacy = calibrated(
+        config.privacy, patients=patients, steps=config.federation.total_steps, centred=centred
+    )
+    return config.model_copy(update={"privacy": privacy})
 
 
 def joint_sigma(privacy: PrivacyConfig, *, centred: bool) -> float:
