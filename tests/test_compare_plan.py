@@ -111,7 +111,8 @@ def test_every_level_of_privacy_is_a_valid_run_at_matched_updates(cohort):
     models = private_models(start, seed=0)
     configs = {model.variant or model.arm: model_config(start, model, SITES) for model in models}
     assert len(configs) == 12
-    assert len({stamp_of(config, "data") for config in configs.values()}) == 12
+    trained = [config for name, config in configs.items() if name not in ("random", "start")]
+    assert len({stamp_of(config, "data") for config in trained}) == 10
     for name, config in configs.items():
         assert config.federation.total_steps == 20
         assert bool(config.init.digest) == (name == "start" or name.endswith("-continued"))
