@@ -8,7 +8,7 @@ on a complete run brings it to the sites that have given none.
 import json
 import logging
 import secrets
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from agssd_core.signing import SigningKey
 from agssd_core.weights import save_weights, write_text
 from server import wire
 from server.collect import push
-from server.discovery import MAX_HELLO_BYTES
+from server.discovery import MAX_HELLO_BYTES, Enrolment
 from server.downlink import Downlink
 from server.keys import Keys
 from server.loop import RoundLoop
@@ -116,6 +116,14 @@ def undelivered(folder: Path, checkpoint: Checkpoint, sites: Mapping[str, int]) 
     """Sites that have not signed for this very checkpoint."""
     digest, told = checkpoint.manifest.weights_digest, receipts(folder)
     return [site for site in sorted(sites) if told.get(site, {}).get("held") != digest]
+
+
+def sites_without(store: RunStore, active: Collection[str]) -> list[str]:
+    """Sites of a complete run, enrolled now, that may still take its final checkpoint."""
+    checkpoint = store.latest()
+    counts = Enrolment.open(store.folder).patient_counts()
+    own = {site: count for site, count in counts.items() if site in active}
+    return [] if checkpoint is None else undelivered(store.folder, checkpoint, own)
 
 
 @dataclass(frozen=True)
