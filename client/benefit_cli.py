@@ -1,16 +1,18 @@
-"""What a site gets out of taking part: ``agssd-site fetch``."""
+"""What a site gets out of taking part: ``agssd-site fetch`` and ``finetune``."""
 
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from agssd_core.console import say
+from agssd_core import finetune_cli as options
+from agssd_core.console import progress_bar, say
 
 
 def register(app: typer.Typer) -> None:
     """Add the verbs to ``agssd-site``."""
-    app.command()(fetch)
+    for verb in (fetch, finetune):
+        app.command()(verb)
 
 
 def fetch(
@@ -47,3 +49,55 @@ def fetch(
         f"{found.folder}: {said.name}, cohort {said.cohort}, round {said.round} ({state}); the "
         "coordinator's signature and all digests hold"
     )
+
+
+def finetune(  # noqa: PLR0913 - a command's options
+    encoder: Annotated[
+        Path,
+        typer.Argument(
+            help="Folder that `fetch` wrote, or the site's own for its last round.",
+            show_default=False,
+        ),
+    ],
+    site: Annotated[Path, typer.Argument(help="The site's folder.", show_default=False)],
+    table: Annotated[
+        Path,
+        typer.Argument(help="CSV of labels and label maps; docs/hospital.md.", show_default=False),
+    ],
+    out: options.OutOption,
+    kind: options.KindOption = "segmentation",
+    label: options.LabelOption = "",
+    classes: options.ClassesOption = "",
+    structures: options.StructuresOption = "",
+    fraction: options.FractionOption = 1.0,
+    seed: options.SeedOption = 0,
+    cohort: options.CohortOption = None,
+    steps: options.StepsOption = options.DEFAULT_STEPS,
+    override: options.SetOption = None,
+    from_scratch: options.ScratchOption = False,
+) -> None:
+    """Fine-tune an encoder on the site's own labelled scans, and write a MONAI bundle.
+
+    Nothing of it leaves the site. Patients that are held out are never learned from.
+
+    Example: agssd-site finetune encoder /srv/site labels.csv --task-kind classification --label
+    diagnosis --out tuned
+    """
+    request = options.request_of(
+        kind,
+        label=label,
+        classes=classes,
+        structures=structures,
+        fraction=fraction,
+        seed=seed,
+        cohort=cohort,
+        from_scratch=from_scratch,
+        steps=steps,
+        override=override,
+    )
+    from client.finetuning import finetune_site
+
+    report, left_out = finetune_site(encoder, site, table, out, request, bar=progress_bar)
+    for line, reason in left_out.items():
+        say(f"table: {line} left out: {reason}")
+    options.say_report(report)

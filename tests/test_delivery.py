@@ -18,7 +18,7 @@ from agssd_core.weights import load_weights, weights_digest
 from client import wire as site_wire
 from client.cli import app as site_app
 from client.delivered import Signed, held, require_newer
-from client.exporting import _delivered
+from client.exporting import held_encoder
 from server.delivery import DELIVERIES_FILE, receipts, write_delivery
 from simulation.grid import Fault
 from tests.support.delivering import EnrolledHospital
@@ -78,7 +78,7 @@ def test_fetch_checks_again_and_writes_what_export_takes(hospital, tmp_path):
     assert answer.exit_code == 0, answer.stderr
     assert "round 2 (final)" in answer.stdout
     assert sorted(path.name for path in out.iterdir()) == ["manifest.json", "weights.safetensors"]
-    assert weights_digest(_delivered(out, "ct-mr").weights) == hospital.digest()
+    assert weights_digest(held_encoder(out, cohort="ct-mr").weights) == hospital.digest()
     assert fetch("agssd", hospital.sites["a"], "--out", out).exit_code == 0  # again, over its own
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.txt").write_text("mine")
