@@ -117,7 +117,7 @@ def finetune_encoder(
     usable = [one for one in material.sources if one.modality in modalities]
     if not usable:
         raise DataError(
-            f"the labelled scans hold none of {' or '.join(modalities)}, which the encoder of "
+            f"the labelled ones hold no scan of {' or '.join(modalities)}, which the encoder of "
             f"cohort {config.federation.cohort} reads. Name other scans, or another cohort."
         )
     task = _task(material.name, request)
