@@ -5,6 +5,7 @@ import hashlib
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
 
+from agssd_core.delivery import Certificate, FinalOrder, FinalReceipt
 from agssd_core.differences import Payload
 from agssd_core.errors import PayloadError, SignatureError
 from agssd_core.protocol import Refusal, RoundOrder, UpdateHeader
@@ -37,7 +38,32 @@ class SealedRefusal:
     signature: str = ""
 
 
-Signed = RoundOrder | UpdateHeader | Refusal
+@dataclass(frozen=True)
+class SealedFinal:
+    """A final checkpoint with its weights undecoded."""
+
+    order: FinalOrder
+    payload: Payload = field(repr=False)
+    signature: str = ""
+
+
+@dataclass(frozen=True)
+class SealedReceipt:
+    """A site's word that it holds a final checkpoint."""
+
+    receipt: FinalReceipt
+    signature: str = ""
+
+
+Signed = RoundOrder | UpdateHeader | Refusal | Certificate | FinalOrder | FinalReceipt
+_PURPOSES: dict[type[Signed], Purpose] = {
+    RoundOrder: "order",
+    UpdateHeader: "update",
+    Refusal: "refusal",
+    Certificate: "checkpoint",
+    FinalOrder: "delivery",
+    FinalReceipt: "receipt",
+}
 
 
 def digests_of(payload: Mapping[str, bytes]) -> dict[str, str]:
@@ -84,7 +110,10 @@ def verify(record: Signed, signature: str, keys: Collection[VerifyKey]) -> None:
 
 
 def require_payload(
-    record: RoundOrder | UpdateHeader, payload: Mapping[str, bytes], *, max_bytes: int = 0
+    record: RoundOrder | UpdateHeader | FinalOrder,
+    payload: Mapping[str, bytes],
+    *,
+    max_bytes: int = 0,
 ) -> None:
     """Hold what came against what the record declares, sizes first.
 
@@ -114,6 +143,4 @@ def _is_plain(signature: str) -> bool:
 
 
 def _purpose(record: Signed) -> Purpose:
-    if isinstance(record, RoundOrder):
-        return "order"
-    return "update" if isinstance(record, UpdateHeader) else "refusal"
+    return _PURPOSES[type(record)]

@@ -10,7 +10,7 @@ from agssd_core.errors import AgssdError, JournalError
 from agssd_core.protocol import Record
 from agssd_core.signing import canonical
 
-KINDS = ("order", "update", "refusal", "key", "export", "start", "stop")
+KINDS = ("order", "update", "refusal", "key", "export", "delivery", "start", "stop")
 NEXT_KEY = "next_key"
 GENESIS = "0" * 64
 MAX_FACTS, MAX_TEXT = 24, 300

@@ -13,10 +13,12 @@ from functools import partial
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
+from agssd_core.delivery import FinalOrder
 from agssd_core.envelope import SealedRefusal
 from agssd_core.errors import AgssdError, OrderRefusedError
 from agssd_core.protocol import PROTOCOL_VERSION, Refusal, RoundOrder, SiteQuery
 from client import wire
+from client.delivery import take_final
 from client.site import Site, SiteOpener, named_site
 from client.workbench import AgssdWorkbench
 
@@ -32,6 +34,11 @@ def make_app(open_site: SiteOpener) -> ClientApp:
         """One round at this site."""
         return _guarded(message, lambda asked: _train(message, context, open_site, asked))
 
+    @app.train("final")
+    def final(message: Message, context: Context) -> Message:
+        """The run's final checkpoint comes."""
+        return _guarded(message, lambda asked: _final(message, context, open_site, asked))
+
     @app.query("hello")
     def hello(message: Message, context: Context) -> Message:
         """Who we are."""
@@ -44,7 +51,7 @@ def make_app(open_site: SiteOpener) -> ClientApp:
 class _Asked:
     """The order or question under way, and the site that notes and signs a refusal."""
 
-    order: RoundOrder | None = None
+    order: RoundOrder | FinalOrder | None = None
     query: SiteQuery | None = None
     site: Site | None = None
 
@@ -60,6 +67,14 @@ def _train(message: Message, context: Context, open_site: SiteOpener, asked: _As
     asked.order = sealed.order
     asked.site = open_site(context.node_config)
     return wire.encode_update(asked.site.answer(sealed), reply_to=message)
+
+
+def _final(message: Message, context: Context, open_site: SiteOpener, asked: _Asked) -> Message:
+    sealed = wire.decode_final(message)
+    asked.order = sealed.order
+    site = asked.site = open_site(context.node_config)
+    receipt = take_final(sealed, site.folder, site.name, site.identity, site.guard)
+    return wire.encode_receipt(receipt, reply_to=message)
 
 
 def _guarded(message: Message, act: Callable[[_Asked], Message]) -> Message:

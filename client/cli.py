@@ -25,7 +25,7 @@ from agssd_core.data.grouping import Selection
 from agssd_core.data.index import index_folders
 from agssd_core.data.prepare import prepare_site
 from agssd_core.errors import CatalogueError
-from client import keys_cli, ledger_cli
+from client import benefit_cli, keys_cli, ledger_cli
 from client.delineate_cli import delineate
 from client.policy import allowed_applications
 from client.policy_cli import app as policy_app
@@ -233,6 +233,7 @@ def export(
 
 
 ledger_cli.register(app)
+benefit_cli.register(app)
 
 
 def main() -> None:

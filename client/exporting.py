@@ -17,7 +17,7 @@ _STATE = "statistics/"
 
 
 @dataclass(frozen=True)
-class _Held:
+class HeldEncoder:
     """A round's arrays, with the site's own running statistics when it trained them."""
 
     round: int
@@ -52,8 +52,7 @@ def export_held(
         CheckpointError: nothing is there, it is damaged, or the network stayed elsewhere.
         ConfigError: the format does not fit the encoder.
     """
-    delivered = (place / _MANIFEST).is_file()
-    held = _delivered(place, cohort) if delivered else _own(place, run, cohort)
+    held = held_encoder(place, run=run, cohort=cohort)
     if not group(held.weights, network):
         raise CheckpointError(
             f"the site does not hold the {network}: in this run the server keeps it. Use "
@@ -70,7 +69,17 @@ def export_held(
     return held.round, chosen
 
 
-def _delivered(folder: Path, cohort: Cohort | None) -> _Held:
+def held_encoder(place: Path, *, run: str = "", cohort: Cohort | None = None) -> HeldEncoder:
+    """The networks of a delivered checkpoint's folder, or of a site's newest round.
+
+    Raises:
+        CheckpointError: as ``export_held``.
+    """
+    delivered = (place / _MANIFEST).is_file()
+    return _delivered(place, cohort) if delivered else _own(place, run, cohort)
+
+
+def _delivered(folder: Path, cohort: Cohort | None) -> HeldEncoder:
     try:
         manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
         number, text = int(manifest["round"]), str(manifest["config"])
@@ -88,10 +97,10 @@ def _delivered(folder: Path, cohort: Cohort | None) -> _Held:
             f"the checkpoint is of cohort {config.federation.cohort}, not {cohort}. Leave --cohort "
             "out, or have the other one delivered."
         )
-    return _Held(number, config, load_weights(folder / _WEIGHTS), {})
+    return HeldEncoder(number, config, load_weights(folder / _WEIGHTS), {})
 
 
-def _own(site: Path, run: str, cohort: Cohort | None) -> _Held:
+def _own(site: Path, run: str, cohort: Cohort | None) -> HeldEncoder:
     memory, others = _run_of(site, run, cohort)
     last, text = memory.last(), memory.config()
     if last is None or text is None:
@@ -100,7 +109,9 @@ def _own(site: Path, run: str, cohort: Cohort | None) -> _Held:
             "a round to end, or name another with --run."
         )
     config = config_from_json(text)
-    return _Held(last.round, config, memory.local(last.round), _statistics(memory, last, config))
+    return HeldEncoder(
+        last.round, config, memory.local(last.round), _statistics(memory, last, config)
+    )
 
 
 def _statistics(memory: RunMemory, last: LastRound, config: RunConfig) -> Weights:

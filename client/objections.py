@@ -12,13 +12,14 @@ from pydantic import ValidationError
 
 from agssd_core.config import MergeConfig
 from agssd_core.config.policy import LeavesPolicy, SitePolicy
+from agssd_core.delivery import FinalOrder
 from agssd_core.errors import OrderRefusedError
 from agssd_core.protocol import RoundOrder, uplink_groups
 from agssd_core.weights import Schema
 
 POLICY_FILE = "policy.yaml"
 _NOT_TRAINING = ("name", "output", "simulation", "tracking")
-_WAITING = ("deadline_s", "poll_s", "discovery_timeout_s", "keep")
+_WAITING = ("deadline_s", "poll_s", "discovery_timeout_s", "keep", "delivery_s")
 
 
 @dataclass(frozen=True)
@@ -50,11 +51,7 @@ def objections(policy: SitePolicy, order: RoundOrder, *, now: datetime) -> Itera
         order: as it came; settings are read from its JSON and nothing about it is trusted.
         now: local time.
     """
-    if order.cohort not in policy.cohorts:
-        yield Objection("policy-cohort", "the site does not take part in this cohort")
-    if policy.hours and not any(window.holds(now) for window in policy.hours):
-        windows = "; ".join(window.in_words() for window in policy.hours)
-        yield Objection("policy-hours", f"it is {now:%a %H:%M} here, orders are taken {windows}")
+    yield from objections_to_final(policy, order, now=now)
     plan = _settings(order.config)
     if plan is None:
         yield Objection("policy-config", "the order's configuration cannot be read")
@@ -63,6 +60,17 @@ def objections(policy: SitePolicy, order: RoundOrder, *, now: datetime) -> Itera
     yield from _against_plan(policy, plan)
     yield from _against_groups(policy.leaves, plan)
     yield from _against_privacy(policy, plan)
+
+
+def objections_to_final(
+    policy: SitePolicy, order: RoundOrder | FinalOrder, *, now: datetime
+) -> Iterator[Objection]:
+    """What a policy has against a final checkpoint: nothing is trained, so cohort and hours."""
+    if order.cohort not in policy.cohorts:
+        yield Objection("policy-cohort", "the site does not take part in this cohort")
+    if policy.hours and not any(window.holds(now) for window in policy.hours):
+        windows = "; ".join(window.in_words() for window in policy.hours)
+        yield Objection("policy-hours", f"it is {now:%a %H:%M} here, orders are taken {windows}")
 
 
 def require_may_leave(schema: Schema, leaves: LeavesPolicy | None) -> None:

@@ -15,10 +15,11 @@ from typing import Protocol
 
 from agssd_core.config.load import load_node
 from agssd_core.config.policy import LeavesPolicy, SitePolicy
+from agssd_core.delivery import FinalOrder
 from agssd_core.errors import AgssdError, ConfigError, JournalError, OrderRefusedError
 from agssd_core.protocol import RoundOrder, UpdateHeader
 from client.connection import CONNECTION_FILE, keys_folder
-from client.objections import POLICY_FILE, objections
+from client.objections import POLICY_FILE, Objection, objections, objections_to_final
 
 log = logging.getLogger(__name__)
 
@@ -84,12 +85,26 @@ class Guard:
         policy = self._policy()
         if policy is None:
             return
-        found = next(objections(policy, order, now=self.clock()), None)
-        if found is not None:
-            message = f"{found.text}. The site's owner decides this in {POLICY_FILE}."
-            raise OrderRefusedError(message, reason=found.reason)
+        _decide(next(objections(policy, order, now=self.clock()), None))
 
-    def _hear(self, order: RoundOrder) -> None:
+    def admit_final(self, order: FinalOrder) -> None:
+        """Let a final checkpoint pass, before it is decoded (raises as ``admit``)."""
+        self._hear(order)
+        policy = self._policy()
+        if policy is not None:
+            _decide(next(objections_to_final(policy, order, now=self.clock()), None))
+
+    def delivered(self, order: FinalOrder) -> None:
+        """Note that a final checkpoint is held here.
+
+        Raises:
+            JournalError: it cannot be noted.
+        """
+        if self.recorder is not None:
+            facts = {**_named(order), "weights": order.weights_digest[:64]}
+            self.recorder.append("delivery", {"event": "held", **facts})
+
+    def _hear(self, order: RoundOrder | FinalOrder) -> None:
         """Note an order that came, and hold the coordinator's journal against what it was."""
         if self.recorder is None:
             return
@@ -97,8 +112,12 @@ class Guard:
             self.recorder.hear(order.journal)
         except JournalError as error:
             raise OrderRefusedError(str(error), reason="journal") from None
-        facts = {**_named(order), "nonce": order.nonce[:64], "base": order.base_digest[:64]}
-        self.recorder.append("order", {**facts, "server_head": order.journal[:80]})
+        facts = {**_named(order), "nonce": order.nonce[:64], "server_head": order.journal[:80]}
+        if isinstance(order, FinalOrder):
+            came = {"event": "came", "weights": order.weights_digest[:64]}
+            self.recorder.append("delivery", {**facts, **came})
+        else:
+            self.recorder.append("order", {**facts, "base": order.base_digest[:64]})
 
     def leaves(self) -> LeavesPolicy | None:
         """What may leave; None sets no limit.
@@ -109,7 +128,7 @@ class Guard:
         policy = self._policy()
         return None if policy is None else policy.leaves
 
-    def refused(self, order: RoundOrder, reason: str) -> None:
+    def refused(self, order: RoundOrder | FinalOrder, reason: str) -> None:
         """Note that an order was declined; one that cannot be noted stays declined."""
         if self.recorder is None:
             return
@@ -149,5 +168,11 @@ class Guard:
             ) from None
 
 
-def _named(order: RoundOrder) -> dict[str, str | int]:
+def _decide(found: Objection | None) -> None:
+    if found is not None:
+        message = f"{found.text}. The site's owner decides this in {POLICY_FILE}."
+        raise OrderRefusedError(message, reason=found.reason)
+
+
+def _named(order: RoundOrder | FinalOrder) -> dict[str, str | int]:
     return {"run": order.run[:64], "cohort": order.cohort[:16], "round": order.round}

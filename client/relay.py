@@ -33,6 +33,12 @@ def train(message: Message, context: Context) -> Message:
     return _relayed(message, context)
 
 
+@app.train("final")
+def final(message: Message, context: Context) -> Message:
+    """A final checkpoint, to the trainer."""
+    return _relayed(message, context)
+
+
 @app.query("hello")
 def hello(message: Message, context: Context) -> Message:
     """Who the site is, by the trainer."""

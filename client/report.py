@@ -1,11 +1,13 @@
 """The site's own page: what its rounds measured. It is written to the site's disk and stays there.
 
-One file, no script, nothing fetched, no pixel of an image.
+One file, no script, nothing fetched. It holds pictures of the site's own scans, so only the owner
+of the files can read it, and it is kept as the scans are.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -15,6 +17,9 @@ from agssd_core.measures import Measure, measures_of
 from agssd_core.weights import write_text
 from client.history import RoundNote, read_history
 from client.memory import RunMemory
+
+if TYPE_CHECKING:
+    from client.own_pictures import OwnPictures
 
 REPORT_FILE = "report.html"
 
@@ -31,7 +36,11 @@ class Chart:
 
 @dataclass(frozen=True)
 class OwnRun:
-    """One run as this site saw it; times are local."""
+    """One run as this site saw it; times are local.
+
+    Attributes:
+        pictures: of the newest run of a cohort; None for the others.
+    """
 
     name: str
     cohort: str
@@ -40,10 +49,15 @@ class OwnRun:
     newest: str
     groups: tuple[tuple[str, tuple[Chart, ...]], ...]
     damaged: int
+    pictures: "OwnPictures | None" = None
 
 
-def write_site_report(site: Path) -> Path:
-    """Write ``report.html`` into a site's folder.
+def write_site_report(site: Path, *, pictures: bool = True) -> Path:
+    """Write ``report.html`` into a site's folder, mode 0600.
+
+    Args:
+        site: its folder.
+        pictures: draw two of its scans with the networks of the newest run of each cohort.
 
     Returns:
         The page's path; an earlier page is replaced in one move.
@@ -57,6 +71,9 @@ def write_site_report(site: Path) -> Path:
         raise CatalogueError(
             "the site has no history of a round yet. Take part in one with `agssd-site run`."
         )
+    runs.sort(key=lambda run: run.newest, reverse=True)
+    if pictures:
+        runs = _with_pictures(site, runs)
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -65,12 +82,26 @@ def write_site_report(site: Path) -> Path:
         lstrip_blocks=True,
     )
     page = environment.get_template("report.html").render(
-        runs=sorted(runs, key=lambda run: run.newest, reverse=True),
+        runs=runs,
         written=f"{datetime.now(UTC).astimezone():%Y-%m-%d %H:%M}",
     )
     file = site / REPORT_FILE
     write_text(file, page, private=True)
     return file
+
+
+def _with_pictures(site: Path, runs: list[OwnRun]) -> list[OwnRun]:
+    """Those of each cohort's newest run are drawn; torch is loaded here and not before."""
+    from client.own_pictures import own_pictures
+
+    seen: set[str] = set()
+    drawn = []
+    for run in runs:
+        if run.cohort not in seen:
+            seen.add(run.cohort)
+            run = replace(run, pictures=own_pictures(site, site / "federation" / run.name))
+        drawn.append(run)
+    return drawn
 
 
 def _run(folder: Path) -> OwnRun | None:

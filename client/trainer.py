@@ -68,7 +68,7 @@ class _Desk:
             state=RecordDict(),
             run_config={},
         )
-        if kind == "train":
+        if kind.partition(".")[0] == "train":  # a final checkpoint waits for its turn as well
             with self.training:
                 reply = app(message, context)
         else:

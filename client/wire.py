@@ -2,8 +2,15 @@
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDict
 
+from agssd_core.delivery import FinalOrder
 from agssd_core.differences import Payload
-from agssd_core.envelope import SealedOrder, SealedRefusal, SealedUpdate
+from agssd_core.envelope import (
+    SealedFinal,
+    SealedOrder,
+    SealedReceipt,
+    SealedRefusal,
+    SealedUpdate,
+)
 from agssd_core.errors import ProtocolError
 from agssd_core.protocol import RoundOrder, SiteHello, SiteQuery
 from agssd_core.weights import GROUPS
@@ -25,13 +32,13 @@ def decode_order(message: Message) -> SealedOrder:
         ProtocolError: a record is missing or of another form.
     """
     order = RoundOrder.from_json(_body(message, "order"))
-    record = message.content.get(_ARRAYS)
-    if not isinstance(record, ArrayRecord) or not set(record) <= set(GROUPS):
-        raise ProtocolError("an order came without weights. Use the same version on both sides.")
-    if any(part.stype != _PACKED for part in record.values()):
-        raise ProtocolError("weights came in an unknown form. Use the same version.")
-    payload: Payload = {name: record[name].data for name in sorted(record)}
-    return SealedOrder(order, payload, _signature(message))
+    return SealedOrder(order, _parts(message), _signature(message))
+
+
+def decode_final(message: Message) -> SealedFinal:
+    """Read a final checkpoint's order; nothing of its weights is decoded (see above)."""
+    order = FinalOrder.from_json(_body(message, "final"))
+    return SealedFinal(order, _parts(message), _signature(message))
 
 
 def encode_hello(hello: SiteHello, *, reply_to: Message) -> Message:
@@ -54,9 +61,24 @@ def encode_refusal(refusal: SealedRefusal, *, reply_to: Message) -> Message:
     return Message(RecordDict({_HEADER: header}), reply_to=reply_to)
 
 
+def encode_receipt(receipt: SealedReceipt, *, reply_to: Message) -> Message:
+    """Say that a final checkpoint is held."""
+    header = _header("receipt", receipt.receipt.to_json(), receipt.signature)
+    return Message(RecordDict({_HEADER: header}), reply_to=reply_to)
+
+
 def encode_fault(text: str, *, reply_to: Message) -> Message:
     """Say that the site failed; ``text`` is all that the server learns."""
     return Message(Error(code=_SITE_FAULT, reason=text), reply_to=reply_to)
+
+
+def _parts(message: Message) -> Payload:
+    record = message.content.get(_ARRAYS)
+    if not isinstance(record, ArrayRecord) or not set(record) <= set(GROUPS):
+        raise ProtocolError("an order came without weights. Use the same version on both sides.")
+    if any(part.stype != _PACKED for part in record.values()):
+        raise ProtocolError("weights came in an unknown form. Use the same version.")
+    return {name: record[name].data for name in sorted(record)}
 
 
 def _header(kind: str, body: str, signature: str = "") -> ConfigRecord:

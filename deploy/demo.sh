@@ -78,10 +78,16 @@ for site in "${sites[@]}"; do
 done
 wait "$server"
 
+step "Hospitals: the signed final checkpoint, and a page of curves and pictures for their own eyes"
+for site in "${sites[@]}"; do
+  agssd-site fetch deploy-demo "$out/$site" --out "$out/$site-encoder"
+  agssd-site report "$out/$site"
+done
+
 step "The rounds, and the journals of both sides"
 agssd-server rounds "$out/runs/deploy-demo"
 agssd-server journal verify "$out/federation"
 for site in "${sites[@]}"; do
   agssd-site journal verify "$out/$site"
 done
-step "Done: $out/runs/deploy-demo/report.html"
+step "Done: $out/runs/deploy-demo/report.html at the coordinator, $out/north/report.html at a hospital"

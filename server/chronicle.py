@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from agssd_core.delivery import FinalOrder
 from agssd_core.errors import JournalError, UpdateRejectedError
 from agssd_core.journal import Journal
 from agssd_core.journal_heads import heard, remember, told
@@ -34,6 +35,23 @@ class Chronicle:
             "bytes": size,
         }
         self.journal.append("order", facts)
+
+    def delivering(self, order: FinalOrder, *, size: int) -> None:
+        """A final checkpoint is about to leave."""
+        facts: Mapping[str, Fact] = {
+            **_named(order.run, order.cohort, order.round, order.site),
+            "event": "sent",
+            "nonce": order.nonce,
+            "weights": order.weights_digest,
+            "bytes": size,
+        }
+        self.journal.append("delivery", facts)
+
+    def delivered(self, order: FinalOrder) -> None:
+        """A site has signed that it holds a final checkpoint."""
+        named = _named(order.run, order.cohort, order.round, order.site)
+        facts = {**named, "event": "held", "weights": order.weights_digest}
+        self.journal.append("delivery", facts)
 
     def admitted(self, header: UpdateHeader, *, size: int) -> None:
         """An update is about to count."""

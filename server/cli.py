@@ -9,6 +9,7 @@ from agssd_core.config import load_config
 from agssd_core.console import new_app, say
 from agssd_core.errors import ConfigError
 from server import federation_cli, privacy_cli
+from server.deliver_cli import deliver
 from server.federation_folder import load_federation
 from server.proxy import SUPERLINK_PORT, write_federation_proxy
 from server.report import write_server_report
@@ -18,7 +19,7 @@ from server.serve_federation import Door, serve_federation
 from server.start import with_start
 
 app = new_app("Coordinate a federation. The server never sees an image.")
-for command in (rounds, pause, resume, stop, page):
+for command in (rounds, pause, resume, stop, page, deliver):
     app.command()(command)
 federation_cli.register(app)
 

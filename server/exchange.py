@@ -1,7 +1,6 @@
 """One round's orders and replies: who was asked, what came back, what became of it."""
 
 import logging
-import re
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from server.downlink import Downlink
 from server.envelope import open_update, require_own_refusal
 from server.loop import LateOrder, RoundLoop
 from server.manifest import Checkpoint
+from server.refusals import plain_reason
 from server.spool import RoundSpool
 from server.statements import ledger_head, note_statement
 
@@ -219,7 +219,7 @@ def read_update(
             (why for kind, why in _UNREADABLE if isinstance(error, kind)), "malformed"
         )
     if isinstance(reply, SealedRefusal):
-        reason = _plain(reply.refusal.reason)
+        reason = plain_reason(reply.refusal.reason)
         log.warning("site '%s' declined: %s", asked, reason)
         return None, f"declined-{reason}"
     if isinstance(reply, wire.Fault):
@@ -228,8 +228,3 @@ def read_update(
             return None, CODE_DECLINED
         return None, "site-error" if reply.at_site else "lost"
     return None, "malformed"
-
-
-def _plain(text: str) -> str:
-    """A class of reason from outside, fit for a log line and a file."""
-    return text if re.fullmatch(r"[a-z0-9-]{1,40}", text) else "unknown"

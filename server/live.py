@@ -48,8 +48,8 @@ class LiveBoard:
     """The state of one cohort.
 
     Attributes:
-        stage: ``starting``, ``discovering``, ``collecting``, ``merging``, ``paused``, ``stopped``
-            or ``complete``.
+        stage: ``starting``, ``discovering``, ``collecting``, ``merging``, ``paused``, ``stopped``,
+            ``delivering`` or ``complete``.
     """
 
     folder: Path

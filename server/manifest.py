@@ -27,6 +27,7 @@ FREE_KEYS = (
     "federation.poll_s",
     "federation.discovery_timeout_s",
     "federation.keep",
+    "federation.delivery_s",
 )
 """Keys that change no bit of the result, so a resumed run may differ in them."""
 

@@ -14,17 +14,12 @@ from typing import TypedDict, Unpack
 
 import numpy as np
 
-from agssd_core.config import (
-    FederationConfig,
-    RunConfig,
-    SimulationConfig,
-    TrackingConfig,
-    dump_config,
-)
+from agssd_core.config import FederationConfig, RunConfig, dump_config
 from agssd_core.errors import CheckpointError, RoundError
 from server.chronicle import Chronicle
 from server.collect import Exchange, InlinePuller, Puller, ThreadedPuller
 from server.control import may_go_on
+from server.delivery import deliver_final
 from server.discovery import Enrolment, SiteBook
 from server.downlink import next_base, rule_state
 from server.exchange import RoundExchange
@@ -36,6 +31,7 @@ from server.manifest import Checkpoint, RoundRecord
 from server.members import Members
 from server.merge import MergeResult, MergeState, merge_round, site_weights
 from server.outcome import RoundOutcome, round_rows
+from server.site_config import site_config
 from server.spool import RoundSpool
 from server.statements import told
 from server.store import RunStore
@@ -141,6 +137,7 @@ def each_round(
             wanted = config.federation.min_sites
             yield outcome
         else:
+            deliver_final(loop, checkpoint)
             board.enter("complete")
         merges = [row for row in store.metrics.rows() if row.get("kind") == "merge"]
     return RunSummary(
@@ -149,26 +146,6 @@ def each_round(
         merged_rounds=sum(int(row["metrics"].get("merged", 0)) for row in merges),
         weights_digest=checkpoint.manifest.weights_digest,
     )
-
-
-def site_config(config: RunConfig) -> RunConfig:
-    """The part of a configuration that a site trains with; where it runs is none of its concern.
-
-    Settings of time are left out as well: a run that resumes with a longer deadline keeps its
-    sites' optimisers. The other cohort's settings have no part in it.
-    """
-    config = config.for_cohort(config.federation.cohort)
-    timing = ("deadline_s", "poll_s", "discovery_timeout_s", "keep")
-    defaults = FederationConfig()
-    federation = {name: getattr(defaults, name) for name in timing}
-    plain = {
-        "federation": config.federation.model_copy(update=federation),
-        "name": "run",
-        "output": "runs",
-        "simulation": SimulationConfig(),
-        "tracking": TrackingConfig(),
-    }
-    return config.model_copy(update=plain)
 
 
 def sample_sites(

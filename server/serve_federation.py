@@ -5,18 +5,19 @@ import shutil
 import ssl
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from agssd_core.config import RunConfig
+from agssd_core.config import Cohort, RunConfig
 from agssd_core.errors import ConfigError, EngineError
 from agssd_core.processes import LOOPBACK, Child, engine_environment, stopping_on_terminate
 from agssd_core.tracking import require_packages
 from server.cohorts import cohort_stores
 from server.control import set_state
+from server.delivery import receipts, sites_without
 from server.enrolled import active_enrolments
 from server.federation_folder import load_federation
 from server.live_page import live_page
@@ -25,6 +26,7 @@ from server.outcome import RoundOutcome
 from server.proxy import SUPERLINK_PORT, write_federation_proxy
 from server.serve import require_site_counts, rounds_left, write_page, writing_page
 from server.signed_run import signed_run
+from server.store import RunStore
 from server.superlink import Certificates, Submission, SuperLink, run_on, superlink
 from server.tracking import tracking_cohorts
 
@@ -77,12 +79,15 @@ def serve_federation(
     folder = Path(config.output) / config.name
     stores = cohort_stores(folder, config)
     if not any(rounds_left(s, config.for_cohort(name)) > 0 for name, s in stores.items()):
-        write_page(folder)
-        say("the run is complete; nothing to do")
-        return
+        waiting = _without_checkpoint(stores.values(), federation)
+        if not waiting:
+            write_page(folder)
+            say("the run is complete; nothing to do")
+            return
+        say(f"the run is complete; the final checkpoint waits for {', '.join(waiting)}")
     with ExitStack() as stack:
         stack.enter_context(stopping_on_terminate())
-        told = stack.enter_context(
+        on_closed = stack.enter_context(
             tracking_cohorts(
                 config.tracking, stores, run=config.name, on_round=writing_page(folder, on_round)
             )
@@ -97,8 +102,32 @@ def serve_federation(
         set_state([store.folder for store in stores.values()], "go")
         _journal_start_and_stop(stack, federation, folder)
         how = Submission(signed_by=federation)
-        run_on(link, config, folder, how=how, on_round=told, meanwhile=keeper)
+        run_on(link, config, folder, how=how, on_round=on_closed, meanwhile=keeper)
+    _tell_of_deliveries(config, stores, federation, say)
     say(f"report: {write_page(folder)}")
+
+
+def _tell_of_deliveries(
+    config: RunConfig,
+    stores: Mapping[Cohort, RunStore],
+    federation: Path,
+    say: Callable[[str], None],
+) -> None:
+    """Who holds the final checkpoint, and who does not; nothing of a run that was stopped."""
+    for name, store in stores.items():
+        if rounds_left(store, config.for_cohort(name)) > 0:
+            continue
+        told = receipts(store.folder)
+        taken = [site for site in sorted(told) if told[site].get("held")]
+        say(f"final checkpoint of {name}: held by {', '.join(taken) or 'no site'}")
+        if missing := _without_checkpoint([store], federation):
+            say(f"not yet by {', '.join(missing)}: serve again, or `agssd-server deliver`")
+
+
+def _without_checkpoint(stores: Iterable[RunStore], federation: Path) -> list[str]:
+    """Enrolled sites of the run that have not signed for its final checkpoint."""
+    active = {each.site for each in active_enrolments(federation, datetime.now(UTC))}
+    return sorted({site for store in stores for site in sites_without(store, active)})
 
 
 def _open_door(

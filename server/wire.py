@@ -4,8 +4,15 @@ from dataclasses import dataclass
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 
+from agssd_core.delivery import FinalReceipt
 from agssd_core.differences import Payload
-from agssd_core.envelope import SealedOrder, SealedRefusal, SealedUpdate
+from agssd_core.envelope import (
+    SealedFinal,
+    SealedOrder,
+    SealedReceipt,
+    SealedRefusal,
+    SealedUpdate,
+)
 from agssd_core.errors import ProtocolError
 from agssd_core.protocol import Refusal, SiteHello, SiteQuery, UpdateHeader
 from agssd_core.weights import GROUPS
@@ -32,7 +39,7 @@ class Fault:
     at_site: bool
 
 
-Reply = SealedUpdate | SealedRefusal | SiteHello | Fault
+Reply = SealedUpdate | SealedRefusal | SealedReceipt | SiteHello | Fault
 
 
 def encode_query(query: SiteQuery, *, node: int, ttl_s: float) -> Message:
@@ -43,12 +50,14 @@ def encode_query(query: SiteQuery, *, node: int, ttl_s: float) -> Message:
 
 def encode_order(sealed: SealedOrder, *, node: int, ttl_s: float) -> Message:
     """Order a round of a node: one packed array for each group, so few objects travel."""
-    record = ArrayRecord(
-        {name: Array("uint8", (len(data),), _PACKED, data) for name, data in sealed.payload.items()}
-    )
-    header = _header("order", sealed.order.to_json(), sealed.signature)
-    content = RecordDict({_HEADER: header, _ARRAYS: record})
+    content = _sealed("order", sealed.order.to_json(), sealed.signature, sealed.payload)
     return Message(content, node, "train", ttl=ttl_s, group_id=str(sealed.order.round))
+
+
+def encode_final(sealed: SealedFinal, *, node: int, ttl_s: float) -> Message:
+    """Bring a node the final checkpoint, packed as an order's weights are."""
+    content = _sealed("final", sealed.order.to_json(), sealed.signature, sealed.payload)
+    return Message(content, node, "train.final", ttl=ttl_s, group_id="final")
 
 
 def decode_reply(message: Message, *, max_bytes: int) -> Reply:
@@ -70,6 +79,8 @@ def decode_reply(message: Message, *, max_bytes: int) -> Reply:
         return SiteHello.from_json(body)
     if record.get("kind") == "refusal":
         return SealedRefusal(Refusal.from_json(body), signature)
+    if record.get("kind") == "receipt":
+        return SealedReceipt(FinalReceipt.from_json(body), signature)
     if record.get("kind") != "update":
         raise ProtocolError("a reply is of an unknown kind. Use the same version on both sides.")
     header = UpdateHeader.from_json(body)
@@ -85,6 +96,13 @@ def size_of(message: Message) -> int:
     header = message.content.get(_HEADER)
     texts = list(header.values()) if isinstance(header, ConfigRecord) else []
     return sum(len(part.data) for part in parts) + sum(len(str(text)) for text in texts)
+
+
+def _sealed(kind: str, body: str, signature: str, payload: Payload) -> RecordDict:
+    record = ArrayRecord(
+        {name: Array("uint8", (len(data),), _PACKED, data) for name, data in payload.items()}
+    )
+    return RecordDict({_HEADER: _header(kind, body, signature), _ARRAYS: record})
 
 
 def _parts(content: RecordDict, max_bytes: int) -> Payload:

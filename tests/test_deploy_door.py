@@ -11,6 +11,9 @@ import yaml
 
 from agssd_core.config import parse_config
 from agssd_core.processes import engine_environment, free_port
+from agssd_core.weights import weights_digest
+from client.cli import app as site_app
+from client.exporting import held_encoder
 from server.cli import app as server_app
 from server.nodes import NodeKeeper, node_statuses
 from server.proxy import FLEET_CALLS
@@ -94,6 +97,14 @@ def test_enrolled_sites_train_through_the_proxy(tmp_path, monkeypatch):
         for place in (tmp_path / "deployed" / "run", tmp_path / "in-process")
     }
     assert len(digests) == 1
+    for name, site in sites.items():
+        told = do(site_app, "fetch", "run", site, "--out", tmp_path / f"{name}-encoder")
+        assert "round 2 (final)" in told
+        fetched = held_encoder(tmp_path / f"{name}-encoder")
+        assert {weights_digest(fetched.weights)} == digests
+        do(site_app, "journal", "verify", site)
+    do(server_app, "journal", "verify", federation)
+    assert "final checkpoint of ct-mr: held by north, south" in rounds.read_text()
     used = {path.rpartition("/")[2] for path in _calls(front, 200)}
     assert used | {"deactivate-node"} == set(FLEET_CALLS)
     assert not _calls(front, 404)

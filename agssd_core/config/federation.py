@@ -138,6 +138,8 @@ class FederationConfig(Node):
             learning-rate rule's sites of a round, hence fixed for a run. 0 is not said.
         keep: how many round checkpoints stay on disk beside the newest; 0 keeps all.
         wire: how weights travel: ``float32`` whole, or as ``bf16`` or ``int8`` differences.
+        delivery_s: how long a signed run waits, after its last round, for sites that are not on
+            line to fetch the final checkpoint.
     """
 
     cohort: Cohort = "ct-mr"
@@ -154,6 +156,7 @@ class FederationConfig(Node):
     max_update_norm: float = 0.0
     keep: int = 0
     wire: Wire = "float32"
+    delivery_s: float = 60.0
     merge: MergeConfig = MergeConfig()
 
     @property
@@ -175,6 +178,7 @@ class FederationConfig(Node):
             within("federation.stale_decay", self.stale_decay, 0, 1),
             within("federation.max_update_norm", self.max_update_norm, 0, 1e9),
             within("federation.keep", self.keep, 0, 100000),
+            within("federation.delivery_s", self.delivery_s, 0, 30 * 86400),
         ]
         found += self._late_problems() + self._quorum_problems()
         require(found)

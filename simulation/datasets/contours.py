@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from skimage import draw
 
 from agssd_core.data.deidentify import Pseudonymiser
+from agssd_core.data.label_volume import canonical_grid
 from agssd_core.data.series import StoredFile, stack_affine
 from agssd_core.errors import DataError
-from simulation.datasets.grids import canonical_grid
 
 MAX_XML_BYTES = 64 << 20
 MIN_OUTLINE = 3

@@ -47,14 +47,6 @@ def source_file(root: Path, source: Source) -> Path:
     return path
 
 
-def canonical_grid(array: NDArray[Any], affine: Affine) -> tuple[NDArray[Any], Affine]:
-    """Turn axes to the nearest RAS order, as ``volume.canonical_volume`` does, for any numbers."""
-    turn = _orient.io_orientation(affine)
-    placed = affine @ _orient.inv_ornt_aff(turn, array.shape)
-    turned = np.ascontiguousarray(_orient.apply_orientation(array, turn))
-    return turned, np.asarray(placed, dtype=np.float64)
-
-
 def read_nifti_grid(path: Path, source: Source) -> Grid:
     """A NIfTI file, or its volume ``source.index``.
 

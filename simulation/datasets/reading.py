@@ -8,14 +8,19 @@ from numpy.typing import NDArray
 
 from agssd_core.data.deidentify import Pseudonymiser, vendor_name
 from agssd_core.data.dicom import looks_like_dicom, read_dicom_header
+from agssd_core.data.label_volume import (
+    MAX_VALUE,
+    canonical_grid,
+    require_same_place,
+    whole_labels,
+)
 from agssd_core.data.nifti import read_nifti
 from agssd_core.data.series import StoredFile, read_series, select_slices
-from agssd_core.data.volume import Affine, Modality, Volume, canonical_volume, check_affine
+from agssd_core.data.volume import Modality, Volume, canonical_volume, check_affine
 from agssd_core.errors import DataError, OtherStorageError
 from simulation.datasets.contours import read_contours
 from simulation.datasets.grids import (
     Grid,
-    canonical_grid,
     read_analyze_grid,
     read_array_grid,
     read_itk_grid,
@@ -28,7 +33,6 @@ from simulation.datasets.rows import Mask, Row, Source
 # Pictures of 8 bits instead of Hounsfield units: 0 is taken for air and 255 for bone.
 PICTURE_WINDOW_HU = (-1000.0, 1000.0)
 SLICE_SPACING_MM = (1.0, 1.0, 1.0)
-MAX_VALUE = 255
 # Names in this process only, to tell files of one series apart; nothing is written under them.
 _NAMES = Pseudonymiser(b"rows of public data sets".ljust(32, b"."))
 
@@ -103,7 +107,7 @@ def read_volume_mask(root: Path, row: Row, volume_like: Volume) -> NDArray[np.ui
                 "equal. Download both again, or leave the scan out."
             )
         inside = np.asarray(values, dtype=np.float64) > mask.threshold
-        united[inside] = mask.value if mask.value is not None else _structures(values, inside)
+        united[inside] = mask.value if mask.value is not None else whole_labels(values[inside])
     return united
 
 
@@ -162,30 +166,8 @@ def _mask_grid(root: Path, row: Row, mask: Mask, volume: Volume) -> NDArray[np.g
     check_affine(affine)
     turned, placed = canonical_grid(values, affine)
     if turned.shape == volume.array.shape:
-        _require_same_place(placed, volume)
+        require_same_place(placed, volume)
     return turned
-
-
-def _require_same_place(placed: Affine, volume: Volume) -> None:
-    last = np.asarray(volume.array.shape, dtype=np.float64) - 1
-    corners = np.array([[0.0, 0.0, 0.0, 1.0], [*last, 1.0]])
-    apart = float(np.abs(corners @ (placed - volume.affine).T).max())
-    if apart > max(volume.spacing_mm):
-        raise DataError(
-            f"a mask lies {apart:.1f} mm beside its scan, one voxel ({max(volume.spacing_mm):.1f} "
-            "mm) is allowed. Mend its header, or leave the scan out."
-        )
-
-
-def _structures(values: NDArray[np.generic], inside: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    chosen = np.asarray(values[inside], dtype=np.float64)
-    whole = np.rint(chosen)
-    if chosen.size and (np.abs(whole - chosen).max() > 1e-3 or whole.max() > MAX_VALUE):
-        raise DataError(
-            f"a mask holds numbers that are no structures (whole numbers up to {MAX_VALUE}). "
-            "Download it again, or leave the scan out."
-        )
-    return whole.astype(np.uint8)
 
 
 def _contours(root: Path, row: Row, mask: Mask) -> NDArray[np.uint8]:

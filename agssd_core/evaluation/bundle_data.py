@@ -1,4 +1,4 @@
-"""Held-out scans of a data set as files that any reader opens: NIfTI and PNG, with label maps.
+"""Held-out scans as files that any reader opens: NIfTI and PNG, with label maps.
 
 NIfTI volumes and ultrasound stills are linked to, not copied. Everything else is converted without
 loss: other volumes to NIfTI, the chosen frames of clips to PNG of the whole screen.
@@ -27,11 +27,8 @@ from agssd_core.data.volume import Affine, Volume
 from agssd_core.errors import DataError
 from agssd_core.evaluation.bundle_facts import BundleItem
 from agssd_core.evaluation.labelled import LabelledScan
+from agssd_core.evaluation.sources import ScanSource
 from agssd_core.evaluation.tasks import task_mask
-from simulation.datasets.grids import source_file
-from simulation.datasets.reading import read_volume, read_volume_mask
-from simulation.datasets.reading_images import read_image_masks, write_frames_from
-from simulation.datasets.rows import Row
 
 Progress = Callable[[int, int], None]
 Labels = NDArray[np.uint8]
@@ -42,8 +39,7 @@ _nib, _orient = cast(Any, nib), cast(Any, orientations)
 
 
 def write_bundle_data(
-    root: Path,
-    rows: Sequence[Row],
+    sources: Sequence[ScanSource],
     scans: Sequence[LabelledScan],
     task: TaskConfig,
     folder: Path,
@@ -54,8 +50,7 @@ def write_bundle_data(
     """Write images and truth of held-out scans.
 
     Args:
-        root: folder of the data set.
-        rows: of the data set.
+        sources: where they come from.
         scans: held-out ones, as ``write_labelled`` named them.
         task: which structures count, or which label.
         folder: gets ``images`` and ``labels``.
@@ -65,14 +60,14 @@ def write_bundle_data(
     Raises:
         DataError: a scan that could be read before cannot be read now.
     """
-    known = {row.scan: row for row in rows}
+    known = {source.scan: source for source in sources}
     items = []
     for place in (IMAGES, LABELS):
         (folder / place).mkdir(parents=True, exist_ok=True, mode=0o700)
     for done, scan in enumerate(scans, start=1):
-        row, number = _row_of(scan, known)
-        write = _write_frame if row.modality == "US" else _write_volume
-        image, truth = write(root, row, number, scan.scan, folder, task)
+        source, number = _source_of(scan, known)
+        write = _write_frame if source.modality == "US" else _write_volume
+        image, truth = write(source, number, scan.scan, folder, task)
         label = classes.index(scan.labels[task.label]) if classes else truth
         items.append(BundleItem(scan.scan, image, label, scan.modality, scan.site))
         if progress is not None:
@@ -80,23 +75,25 @@ def write_bundle_data(
     return items
 
 
-def _row_of(scan: LabelledScan, known: dict[str, Row]) -> tuple[Row, int | None]:
-    """The row of a scan, and which frame of a clip it is, where its name says so."""
+def _source_of(scan: LabelledScan, known: dict[str, ScanSource]) -> tuple[ScanSource, int | None]:
+    """The source of a scan, and which frame of a clip it is, where its name says so."""
     if scan.scan in known:
         return known[scan.scan], None
     matched = _FRAME.fullmatch(scan.scan)
     if matched is None or matched[1] not in known:
-        raise DataError("a labelled scan is of no row of the data set. Make the split again.")
+        raise DataError(
+            "a labelled scan is of none of the sources. Delete the folder of labelled scans."
+        )
     return known[matched[1]], int(matched[2])
 
 
 def _write_volume(
-    root: Path, row: Row, _number: int | None, name: str, folder: Path, task: TaskConfig
+    source: ScanSource, _number: int | None, name: str, folder: Path, task: TaskConfig
 ) -> tuple[str, str]:
-    path, volume = source_file(root, row.source), read_volume(root, row)
+    path, volume = source.nifti(), source.volume()
     image = folder / IMAGES / f"{name}.nii.gz"
-    stored = _affine_of(path, row, volume)
-    if stored is not None:
+    stored = None if path is None else _affine_of(path, volume)
+    if path is not None and stored is not None:
         suffix = next(end for end in reversed(_NIFTI) if path.name.endswith(end))
         image = image.with_name(f"{name}{suffix}")
         _link(path, image)
@@ -105,14 +102,14 @@ def _write_volume(
         _save_volume(volume.array, volume.affine, image)
     truth = folder / LABELS / f"{name}.nii.gz"
     if task.kind == "segmentation":
-        labels = task_mask(read_volume_mask(root, row, volume), task)
+        labels = task_mask(source.volume_mask(volume), task)
         _save_volume(_turned(labels, volume.affine, stored), stored, truth)
     return f"{IMAGES}/{image.name}", f"{LABELS}/{truth.name}"
 
 
-def _affine_of(path: Path, row: Row, volume: Volume) -> Affine | None:
+def _affine_of(path: Path, volume: Volume) -> Affine | None:
     """The place of a NIfTI file that any reader sees as the house's does; None of all others."""
-    if row.source.kind != "nifti" or row.source.index is not None or not path.name.endswith(_NIFTI):
+    if not path.name.endswith(_NIFTI):
         return None
     held = _nib.load(path)
     stored = np.asarray(held.affine, dtype=np.float64)
@@ -143,31 +140,29 @@ def _save_volume(array: NDArray[Any], affine: Affine, file: Path) -> None:
 
 
 def _write_frame(
-    root: Path, row: Row, number: int | None, name: str, folder: Path, task: TaskConfig
+    source: ScanSource, number: int | None, name: str, folder: Path, task: TaskConfig
 ) -> tuple[str, str]:
-    path = source_file(root, row.source)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".") as temporary, readable_clip():
-        if row.source.kind not in ("image", "video", "dicom"):
-            path = write_frames_from(root, row, Path(temporary))
-        source = _source(path)
-        count, shape = _extent(source)
-        masks = read_image_masks(root, row, shape=shape, frames=count) if row.masks else None
+        path = source.clip(Path(temporary))
+        frames = _frames(path)
+        count, shape = _extent(frames)
+        masks = source.frame_masks(shape, count) if source.outlined else None
         if number is None:
             # A name without a number is that of a still, or of a clip's one outlined frame.
             number = 0 if masks is None else int(masks.any((1, 2)).argmax())
         image = folder / IMAGES / f"{name}.png"
-        if row.source.kind == "image" and path.suffix.casefold() in _STILLS and count == 1:
+        if source.is_still() and path.suffix.casefold() in _STILLS and count == 1:
             image = image.with_suffix(path.suffix.casefold())
             _link(path, image)
         else:
-            _save_pixels(next(frame for n, frame in source.frames({number}) if n == number), image)
+            _save_pixels(next(frame for n, frame in frames.frames({number}) if n == number), image)
     truth = folder / LABELS / f"{name}.png"
     if task.kind == "segmentation" and masks is not None:
         _save_pixels(task_mask(masks[number], task), truth)
     return f"{IMAGES}/{image.name}", f"{LABELS}/{truth.name}"
 
 
-def _source(path: Path) -> FrameSource:
+def _frames(path: Path) -> FrameSource:
     if path.suffix.casefold() == ".dcm":
         return DicomFrames(path)
     kind = clip_kind(path)
