@@ -102,9 +102,11 @@ class Purse:
                 raise OrderRefusedError(message, reason="privacy")
             return {}
         entry, chain = self.reserved[-1], self._ledger().read()
+        of_run = epsilon(chain.history(run=self.order.run), delta=entry.delta)
         statement = PrivacyStatement(
             epsilon=entry.epsilon_after,
-            epsilon_run=epsilon(chain.history(run=self.order.run), delta=entry.delta),
+            # Sums in another order may differ in the last bit; a part never exceeds the whole.
+            epsilon_run=min(of_run, entry.epsilon_after),
             delta=entry.delta,
             sigma=entry.sigma,
             rate=entry.rate,
