@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 
 from agssd_core.config.agssd import AgssdConfig, TeacherConfig
 from agssd_core.config.anaus import AnausConfig
+from agssd_core.config.central_privacy import central_problems
 from agssd_core.config.compare import CompareConfig
 from agssd_core.config.data import DataConfig
 from agssd_core.config.federation import Cohort, FederationConfig
@@ -86,6 +87,7 @@ class RunConfig(Node):
                 within("seed", self.seed, 0, 2**31 - 1),
                 *self._cohort_problems(),
                 *privacy_problems(self),
+                *central_problems(self),
             ]
         )
         return self

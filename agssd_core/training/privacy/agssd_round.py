@@ -64,7 +64,7 @@ class PrivateAgssd:
             Metrics that may leave the site, and none besides.
 
         Raises:
-            TrainingError: the plan costs more than its budget.
+            BudgetError: the plan costs more than its budget.
         """
         drawn = self.rounds.begin(steps.start, len(steps), total_steps)
         for chunk, batch in self._batches(drawn.chunks):

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 
 from agssd_core.config import RunConfig
+from agssd_core.noise import NoiseStream
 from agssd_core.training.anaus_step import AnausLearner
 from agssd_core.training.privacy.anaus_losses import (
     PatientFrame,
@@ -18,7 +19,6 @@ from agssd_core.training.privacy.anaus_losses import (
 )
 from agssd_core.training.privacy.gradients import ClippedSum
 from agssd_core.training.privacy.mechanism import add_pull, set_private_gradients
-from agssd_core.training.privacy.noise import NoiseStream
 from agssd_core.training.privacy.rounds import PrivateRounds
 from agssd_core.training.privacy.sampling import Chunk
 from agssd_core.views.loader import prefetched
@@ -70,7 +70,7 @@ class PrivateAnaus:
             Metrics that may leave the site, and none besides.
 
         Raises:
-            TrainingError: the plan costs more than its budget.
+            BudgetError: the plan costs more than its budget.
         """
         drawn = self.rounds.begin(steps.start, len(steps), total_steps)
         for chunk, frames in self._chunks(drawn.chunks):

@@ -4,17 +4,10 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from agssd_core.accounting import Spend, Spending, epsilon, joint_sigma
 from agssd_core.config import PrivacyConfig, RunConfig
-from agssd_core.errors import TrainingError
-from agssd_core.training.privacy.accounting import (
-    Spend,
-    accounted_not_enforced,
-    effective_sigma,
-    epsilon,
-    require_budget,
-    sampling_rate,
-)
-from agssd_core.training.privacy.noise import NoiseStream
+from agssd_core.errors import BudgetError, TrainingError
+from agssd_core.noise import NoiseStream
 from agssd_core.training.privacy.sampling import Chunk, OfPatient, PatientSampler
 
 log = logging.getLogger(__name__)
@@ -55,7 +48,7 @@ class PrivateRounds:
             scans, seed=config.seed, site=site, physical_batch=privacy.physical_batch
         )
         self.rate = sampling_rate(privacy, len(self._sampler))
-        self.sigma = joint_sigma(privacy, centred=centred)
+        self.sigma = sigma_of(privacy, centred=centred)
         self.spend: Spend = accounted_not_enforced
         self.private = privacy.secure_noise
 
@@ -63,9 +56,10 @@ class PrivateRounds:
         """Pay for a round, then draw its patients.
 
         Raises:
-            TrainingError: the plan costs more than ``privacy.epsilon_budget``.
+            BudgetError: the plan costs more than ``privacy.epsilon_budget``, or the ledger says
+                no.
         """
-        require_budget(self._privacy, (self.sigma, self.rate, total_steps))
+        require_budget(self._privacy, Spending(self.sigma, self.rate, total_steps))
         self.spend(self.sigma, self.rate, steps)
         stream = self._stream(first_step)
         self.private = self.private and stream.private
@@ -92,10 +86,51 @@ class PrivateRounds:
         return NoiseStream.repeatable(self._seed, self._site, first_step)
 
 
-def joint_sigma(privacy: PrivacyConfig, *, centred: bool) -> float:
+def accounted_not_enforced(sigma_eff: float, q: float, steps: int) -> None:
+    """The spend of a trainer without a ledger: says what one would have been asked."""
+    log.warning(
+        "privacy: %d steps at sigma_eff %.4g, q %.4g; accounted, not enforced", steps, sigma_eff, q
+    )
+
+
+def sigma_of(privacy: PrivacyConfig, *, centred: bool) -> float:
     """Noise multiplier of gradient and centre as one mechanism."""
     gradient = privacy.noise_multiplier
-    return effective_sigma(gradient, privacy.centre_ratio * gradient if centred else None)
+    return joint_sigma(gradient, privacy.centre_ratio * gradient) if centred else gradient
+
+
+def sampling_rate(privacy: PrivacyConfig, patients: int) -> float:
+    """Rate q, the expected batch over the patients of the site, whose number is declared public.
+
+    Raises:
+        TrainingError: the site has too few patients for this plan.
+    """
+    if patients < privacy.expected_batch:
+        raise TrainingError(
+            f"privacy.expected_batch = {privacy.expected_batch:g} patients a step is more than "
+            "the site has. Lower it for all sites, or train at this site without taking part."
+        )
+    if privacy.delta * patients >= 1:
+        raise TrainingError(
+            f"privacy.delta = {privacy.delta:g} is not below 1 / patients of the site, so it "
+            "promises nothing. Lower it."
+        )
+    return privacy.expected_batch / patients
+
+
+def require_budget(privacy: PrivacyConfig, planned: Spending) -> None:
+    """Refuse a whole plan that this site could never carry to its end.
+
+    Raises:
+        BudgetError: it costs more than ``privacy.epsilon_budget``.
+    """
+    cost, budget = epsilon([planned], delta=privacy.delta), privacy.epsilon_budget
+    if 0 < budget < cost:
+        raise BudgetError(
+            f"the plan costs epsilon {cost:.2f} at delta {privacy.delta:g}, the budget is "
+            f"{budget:g}. Raise privacy.noise_multiplier, or lower federation.rounds, "
+            "steps_per_round or privacy.expected_batch."
+        )
 
 
 def require_one_process(processes: int) -> None:
