@@ -105,8 +105,8 @@ class CentralAccount:
         return (
             f"epsilon {self.largest:.3g} at delta {self.delta:g} for one whole site of {sites}: "
             "who would toss a coin about whether a site sent anything is, after studying the "
-            f"weights, right at most {sure:.1f} times in 100. With three to ten sites it is hygiene "
-            "rather than protection: no site can hide among so few, a delta not far below "
+            f"weights, right at most {sure:.1f} times in 100. With three to ten sites it is "
+            "hygiene rather than protection: no site can hide among so few, a delta not far below "
             f"1 / {sites} says little, and the noise of a merge is {ratio:.3g} times as long as "
             "the longest step that the sites together may take, so the less epsilon, the less "
             "is learned."

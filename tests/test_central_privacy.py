@@ -19,6 +19,7 @@ from server.aggregation import Cohort
 from server.central_accounts import FILE, CentralAccount, account_of
 from server.central_privacy import NoisedMean
 from server.merge import MergeState, StaleUpdate, merge_round
+from server.privacy_report import write_privacy_report
 from tests.support.killing import Killed
 from tests.support.merging import MemoryUpdates, model, moved
 from tests.support.toy import Hospital
@@ -371,6 +372,25 @@ def test_an_account_that_is_lost_damaged_or_older_never_lowers_what_was_spent(tm
     file.write_bytes(first)
     run.run()
     assert account_of(run.store.folder).rounds == {"a": 3, "b": 3, "c": 3}
+
+
+@pytest.mark.usefixtures("_fast_disk")
+def test_the_privacy_report_says_what_noised_merges_protect_and_from_whom(tmp_path):
+    run = Federation(tmp_path)
+    run.run()
+    markdown, page = (file.read_text() for file in write_privacy_report(run.store.folder))
+    account = account_of(run.store.folder)
+    assert "This run gives no differential privacy to any single patient." in markdown
+    assert f"| a | 3 | {account.epsilon('a'):.3f} | 0.01 |" in markdown
+    for words in (account.worth(), "Not protected against the coordinator"):
+        assert words in markdown
+    # Numbers of sites left without noise, and are named.
+    assert "reported beside the weights: learning_rate, loss, optimiser_reset." in markdown
+    assert "hygiene rather than protection" in page
+    (run.store.folder / FILE).unlink()  # the manifest alone says the same
+    assert f"| a | 3 | {account.epsilon('a'):.3f} |" in (
+        write_privacy_report(run.store.folder)[0].read_text()
+    )
 
 
 def test_accounts_from_outside_are_looked_at():
