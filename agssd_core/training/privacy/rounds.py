@@ -1,16 +1,21 @@
 """What every private round of a site shares: who is drawn, what it costs, what may be told."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from agssd_core.accounting import Spend, Spending, epsilon, joint_sigma
 from agssd_core.config import PrivacyConfig, RunConfig
 from agssd_core.errors import BudgetError, TrainingError
 from agssd_core.noise import NoiseStream
 from agssd_core.training.privacy.sampling import Chunk, OfPatient, PatientSampler
+from agssd_core.views.loader import prefetched
 
 log = logging.getLogger(__name__)
+
+Progress = Callable[[int, int], None]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,7 @@ class PrivateRounds:
     ) -> None:
         privacy = config.privacy
         self._seed, self._site, self._privacy = config.seed, site, privacy
+        self._workers = config.training.loader_workers
         self._sampler = PatientSampler(
             scans, seed=config.seed, site=site, physical_batch=privacy.physical_batch
         )
@@ -65,6 +71,45 @@ class PrivateRounds:
         self.private = self.private and stream.private
         span = range(first_step, first_step + steps)
         return Draw(list(self._sampler.draw(span, rate=self.rate, stream=stream)), stream)
+
+    def take(
+        self,
+        steps: range,
+        total_steps: int,
+        *,
+        cut: Callable[[Chunk], T],
+        add: Callable[[Chunk, T], None],
+        finish: Callable[[int, NoiseStream], None],
+        progress: Progress | None = None,
+    ) -> dict[str, float]:
+        """Pay for a round and take its steps: gradients are added chunk by chunk, then noised.
+
+        Args:
+            steps: the global steps of the round.
+            total_steps: of the run.
+            cut: a chunk's views, also where nobody was drawn; runs ahead in the loader's threads.
+            add: takes a chunk's clipped gradients in.
+            finish: noises a step's sum and moves the weights.
+            progress: told steps taken and all steps of the round.
+
+        Returns:
+            Metrics that may leave the site.
+
+        Raises:
+            BudgetError: as ``begin``.
+        """
+        drawn = self.begin(steps.start, len(steps), total_steps)
+        chunks = drawn.chunks
+        ahead = prefetched(
+            lambda number: cut(chunks[number]), range(len(chunks)), workers=self._workers
+        )
+        for chunk, views in zip(chunks, ahead, strict=True):
+            add(chunk, views)
+            if chunk.last:
+                finish(chunk.step, drawn.stream)
+                if progress is not None:
+                    progress(chunk.step - steps.start + 1, len(steps))
+        return self.metrics(steps.stop)
 
     def metrics(self, steps_taken: int) -> dict[str, float]:
         """What may leave: numbers that follow from plan and patient count alone.
