@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Sequence
 from functools import lru_cache
 from importlib.metadata import version
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,6 +40,13 @@ class Spending(NamedTuple):
     sigma: float
     rate: float
     steps: int
+
+
+class Spend(Protocol):
+    """Asked before anything of a round is drawn; raises to forbid it."""
+
+    def __call__(self, sigma_eff: float, q: float, steps: int) -> None:
+        """Reserve ``steps`` steps of noise ``sigma_eff`` at sampling rate ``q``."""
 
 
 def accountant_name() -> str:

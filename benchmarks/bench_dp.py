@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 
 from agssd_core.config import RunConfig, parse_config
+from agssd_core.noise import NoiseStream
 from agssd_core.training.agssd_step import Learner
 from agssd_core.training.build import build_model, build_optimiser
 from agssd_core.training.distributed import ProcessGroup
 from agssd_core.training.privacy.agssd_step import PrivateStep, StepSettings, resolve_private
-from agssd_core.training.privacy.noise import NoiseStream
 from agssd_core.training.schedules import StepSchedule
 from agssd_core.training.student_pass import StudentRule, student_terms
 from benchmarks.naive_agssd import random_batch

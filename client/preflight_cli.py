@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
 from typing import Annotated
 
@@ -21,6 +22,7 @@ from client.memory import RunMemory
 from client.preflight_keys import check_policy, key_rows
 from client.preflight_machine import check_versions, machine_rows
 from client.preflight_network import network_rows
+from client.preflight_privacy import privacy_rows
 from client.preflight_route import route_to
 from client.preflight_row import Row, fail
 
@@ -54,10 +56,14 @@ def preflight(
     """
     if not site.is_dir():
         raise ConfigError("there is no such folder. Make the site with `agssd-site index` first.")
-    run = _run_config(site, config, override or ())
+    run, begun = _run_config(site, config, override or ())
     rows: list[Row] = []
     with progress_bar("Checking") as advance:
-        for row in _all_rows(site, run, constraints=constraints, measure=not quick):
+        for row in chain(
+            _joining_rows(site, constraints),
+            privacy_rows(site, run, run=begun),
+            machine_rows(site, run, measure=not quick),
+        ):
             rows.append(row)
             advance(len(rows), len(rows) + 1)
     if as_json:
@@ -68,9 +74,7 @@ def preflight(
         raise typer.Exit(EXIT_RED)
 
 
-def _all_rows(
-    site: Path, run: RunConfig, *, constraints: Path | None, measure: bool
-) -> Iterator[Row]:
+def _joining_rows(site: Path, constraints: Path | None) -> Iterator[Row]:
     try:
         connection = load_connection(site)
     except AgssdError as error:
@@ -81,19 +85,23 @@ def _all_rows(
         yield from key_rows(site, connection, now=datetime.now(UTC))
     yield check_policy(site)
     yield check_versions(constraints)
-    yield from machine_rows(site, run, measure=measure)
 
 
-def _run_config(site: Path, config: Path | None, overrides: Sequence[str]) -> RunConfig:
-    """The named configuration, else that of the newest run here, else what stands by itself."""
+def _run_config(site: Path, config: Path | None, overrides: Sequence[str]) -> tuple[RunConfig, str]:
+    """The named configuration, else that of the newest run here, else what stands by itself.
+
+    Returns:
+        The configuration, and the id of the newest run here if it is that one's.
+    """
     if config is not None:
-        return load_config(config, overrides)
+        return load_config(config, overrides), ""
     folders = [path for path in (site / "federation").glob("*") if (path / "config.json").is_file()]
     newest = max(folders, key=lambda path: (path / "config.json").stat().st_mtime, default=None)
     text = None if newest is None else RunMemory(newest).config()
+    begun = "" if newest is None or text is None else newest.name
     if text is not None and not overrides:
-        return config_from_json(text)
-    return parse_config(_own_cohorts(site) if text is None else json.loads(text), overrides)
+        return config_from_json(text), begun
+    return parse_config(_own_cohorts(site) if text is None else json.loads(text), overrides), begun
 
 
 def _own_cohorts(site: Path) -> dict[str, list[Cohort]]:

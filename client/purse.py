@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
-from agssd_core.accounting import Spending, epsilon
+from agssd_core.accounting import Spend, Spending, epsilon
 from agssd_core.errors import (
     AccountingError,
     AgssdError,
@@ -29,13 +29,6 @@ REASONS: tuple[tuple[type[AgssdError], str], ...] = (
     (LedgerError, "ledger"),
     (AccountingError, "ledger"),
 )
-
-
-class Spend(Protocol):
-    """Asked before anything of a round is drawn; raises to forbid it."""
-
-    def __call__(self, sigma_eff: float, q: float, steps: int) -> None:
-        """Reserve ``steps`` steps of noise ``sigma_eff`` at sampling rate ``q``."""
 
 
 @runtime_checkable
@@ -102,9 +95,11 @@ class Purse:
                 raise OrderRefusedError(message, reason="privacy")
             return {}
         entry, chain = self.reserved[-1], self._ledger().read()
+        of_run = epsilon(chain.history(run=self.order.run), delta=entry.delta)
         statement = PrivacyStatement(
             epsilon=entry.epsilon_after,
-            epsilon_run=epsilon(chain.history(run=self.order.run), delta=entry.delta),
+            # Sums in another order may differ in the last bit; a part never exceeds the whole.
+            epsilon_run=min(of_run, entry.epsilon_after),
             delta=entry.delta,
             sigma=entry.sigma,
             rate=entry.rate,

@@ -1,6 +1,5 @@
 """How the sites' copies of one array become one: every student rule as a function of a name."""
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -9,8 +8,10 @@ import numpy as np
 
 from agssd_core.config.federation import MergeConfig
 from agssd_core.errors import WeightsError
+from agssd_core.noise import NoiseStream
 from agssd_core.weights import Array, Weights
 from server import merge_rules, robust
+from server.central_privacy import NoisedMean, update_norms
 from server.merge_rules import Float64
 
 
@@ -93,6 +94,11 @@ def aggregator(
 ) -> tuple[Aggregate, Weights, dict[str, Any]]:
     """The rule as a function of an array's name, what it adds to the state, its report."""
     votes = dict.fromkeys(cohort.fresh(), 1 / len(cohort.fresh()))
+    if merge.central_privacy.enabled:
+        # How far a site was clipped tells of it without noise, so it is in no report.
+        settings, groups = merge.central_privacy, merge.uploaded_groups
+        noised = NoisedMean(cohort, groups, settings, NoiseStream.from_system())
+        return noised, {}, {"shares": votes}
     match merge.student:
         case "trimmed-mean" | "median":
             return _coordinate_wise(cohort, merge), {}, {"shares": votes}
@@ -153,11 +159,7 @@ def _clipped(
     sites, history = cohort.fresh(), {}
     factors: dict[str, list[float]] = {}
     for group in ("student", "state"):
-        squares = [0.0] * len(sites)
-        for name in cohort.names(group):
-            for index, difference in enumerate(cohort.differences(name)):
-                squares[index] += float(np.sum(difference * difference))
-        norms = [math.sqrt(square) for square in squares]
+        norms = update_norms(cohort, [group])
         before = state.arrays.get(f"norms/{group}", np.zeros(0))
         reference, kept = robust.clip_reference(norms, before.tolist())
         history[f"norms/{group}"] = np.asarray(kept, dtype=np.float64)

@@ -63,8 +63,10 @@ def merge_round(
     cohort = Cohort(base, spool, dict(sorted(shares.items())), stale or {})
     _check(cohort, merge)
     aggregate, arrays, report = aggregator(cohort, merge, state)
-    # State is linear in the sites under every rule that weighs sites; a robust rule guards it too.
-    for_state = aggregate if merge.is_robust else linear(cohort, cohort.shares)
+    # State is linear in the sites under every rule that weighs sites; a robust rule guards it
+    # too, and noise covers all that comes from sites.
+    guarded = merge.is_robust or merge.central_privacy.enabled
+    for_state = aggregate if guarded else linear(cohort, cohort.shares)
     merged: Weights = {}
     for name in cohort.names("student"):
         moved, moments = _student(name, base[name], aggregate(name), merge=merge, state=state)
@@ -97,6 +99,13 @@ def _check(cohort: Cohort, merge: MergeConfig) -> None:
         )
     if any(share <= 0 for share in shares.values()) or abs(math.fsum(shares.values()) - 1) > 1e-9:
         raise RoundError("the shares are not positive or do not sum to 1. Use site_weights.")
+    uneven = max(shares.values()) - min(shares.values()) > 1e-9
+    if merge.central_privacy.enabled and (uneven or cohort.stale):
+        raise RoundError(
+            "late updates or unequal shares would move the merged weights by more than "
+            "merge.central_privacy counts. Set merge.weighting = uniform and federation.late = "
+            "discard."
+        )
     late_ok = merge.student in STALE_RULES and merge.teacher_rule == "server-ema"
     if cohort.stale and not late_ok:
         raise RoundError(

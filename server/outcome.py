@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from agssd_core.config import Cohort
+from server.central_accounts import epsilon_metric
 from server.exchange import RoundExchange
 from server.late import LateReplies
 from server.merge import MergeResult
@@ -76,6 +77,7 @@ def round_rows(
             "merged": float(outcome.merged),
             "sites": float(len(outcome.sites)),
             "late_merged": float(len(late.stale)),
+            **({} if result is None else epsilon_metric(exchange.loop.store.folder)),
         },
         "shares": {site: float(share) for site, share in shares.items() if math.isfinite(share)},
         "seconds": outcome.seconds,

@@ -8,9 +8,12 @@ from typing import Any
 
 from agssd_core.errors import ProtocolError
 from agssd_core.privacy_statement import PrivacyStatement
+from server.central_accounts import CentralAccount, account_of
 from server.cohorts import run_folders
 from server.run_record import RunRecord, read_run
 from server.statements import statements_of
+
+DECLINED = "declined-budget"
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,8 @@ class RunPrivacy:
         sites: every site from which an update was received.
         wanted: what the configuration asks of privacy; empty when it asks for none.
         metrics: names of the numbers that sites reported without noise.
+        spent_out: sites that declined rounds because their budget was spent, and how many.
+        central: what noised merges have cost whole sites; None where merges were not noised.
     """
 
     cohort: str
@@ -48,6 +53,8 @@ class RunPrivacy:
     sites: tuple[SitePrivacy, ...]
     wanted: Mapping[str, Any]
     metrics: tuple[str, ...]
+    spent_out: tuple[tuple[str, int], ...] = ()
+    central: CentralAccount | None = None
 
     @property
     def stated(self) -> tuple[PrivacyStatement, ...]:
@@ -74,7 +81,7 @@ def read_privacy(run_folder: Path) -> tuple[RunPrivacy, ...]:
     """Read every cohort of a run.
 
     Raises:
-        CheckpointError: privacy.json of the run is damaged.
+        CheckpointError: privacy.json or central-privacy.json of the run is damaged.
     """
     return tuple(_of(folder) for folder in run_folders(run_folder).values())
 
@@ -91,6 +98,7 @@ def _of(folder: Path) -> RunPrivacy:
     names = sorted(statements.keys() | rounds)
     wanted = run.setting("privacy", {})
     asks = isinstance(wanted, Mapping) and wanted.get("enabled")
+    extra = run.manifest.get("extra")
     return RunPrivacy(
         cohort=run.cohort,
         rounds=run.completed_rounds,
@@ -100,12 +108,22 @@ def _of(folder: Path) -> RunPrivacy:
         ),
         wanted=wanted if asks else {},
         metrics=_reported(run),
+        spent_out=_spent_out(run),
+        central=account_of(folder, extra if isinstance(extra, Mapping) else {}),
     )
 
 
 def _reported(run: RunRecord) -> tuple[str, ...]:
     rows = (row for site in run.sites for row in site.rows)
     return tuple(sorted({name for row in rows for name in row.metrics}))
+
+
+def _spent_out(run: RunRecord) -> tuple[tuple[str, int], ...]:
+    counts = (
+        (shown_name(site.name), sum(row.reason == DECLINED for row in site.refusals))
+        for site in run.sites
+    )
+    return tuple((name, count) for name, count in counts if count)
 
 
 def _held(run: RunRecord) -> dict[str, Any]:

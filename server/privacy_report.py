@@ -5,28 +5,19 @@ sites and are reduced to plain letters, and the HTML escapes all of it once more
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from agssd_core.privacy_statement import PrivacyStatement
 from agssd_core.weights import write_text
+from server.central_report import central_blocks
+from server.privacy_blocks import Block, as_markdown
 from server.privacy_facts import RunPrivacy, SitePrivacy, read_privacy, shown_name
 
 MARKDOWN, PAGE = "privacy-report.md", "privacy-report.html"
 TEMPLATES = Path(__file__).parent
 HEAD = ("site", "rounds", "epsilon, this run", "epsilon, all runs", "delta", "noise", "rate")
-
-
-@dataclass(frozen=True)
-class Block:
-    """A part of the page: ``kind`` is heading, text, warning, list or table."""
-
-    kind: str
-    text: str = ""
-    rows: tuple[tuple[str, ...], ...] = ()
 
 
 def write_privacy_report(run_folder: Path) -> tuple[Path, Path]:
@@ -36,7 +27,7 @@ def write_privacy_report(run_folder: Path) -> tuple[Path, Path]:
         Both paths.
 
     Raises:
-        CheckpointError: privacy.json of the run is damaged.
+        CheckpointError: privacy.json or central-privacy.json of the run is damaged.
     """
     title = f"Privacy of run {shown_name(run_folder.resolve().name)}"
     blocks = [block for run in read_privacy(run_folder) for block in _blocks(run)]
@@ -54,31 +45,12 @@ def write_privacy_report(run_folder: Path) -> tuple[Path, Path]:
     return markdown, html
 
 
-def as_markdown(title: str, blocks: Sequence[Block]) -> str:
-    """The page as Markdown."""
-    parts = [f"# {title}"]
-    for block in blocks:
-        if block.kind == "heading":
-            parts.append(f"## {block.text}")
-        elif block.kind == "warning":
-            parts.append(f"**{block.text}**")
-        elif block.kind == "list":
-            parts.append("\n".join(f"- {row[0]}" for row in block.rows))
-        elif block.kind == "table":
-            head, *rows = (" | ".join(row) for row in block.rows)
-            rule = " | ".join("---" for _ in block.rows[0])
-            parts.append("\n".join(f"| {line} |" for line in (head, rule, *rows)))
-        else:
-            parts.append(block.text)
-    return "\n\n".join(parts) + "\n"
-
-
 def _blocks(run: RunPrivacy) -> list[Block]:
     found = [Block("heading", f"Cohort {run.cohort}, {run.rounds} merged round(s)")]
     if not run.sites:
         return [*found, Block("text", "No site has sent an update yet, so nothing has left.")]
     if not run.stated:
-        return [*found, *_nothing(run)]
+        return [*found, *_nothing(run), *central_blocks(run)]
     found += _summary(run)
     found.append(Block("table", rows=(HEAD, *(_row(site) for site in run.sites))))
     found += [Block("heading", "What these numbers mean"), *_meaning(run)]
@@ -91,7 +63,7 @@ def _blocks(run: RunPrivacy) -> list[Block]:
     ):
         found.append(Block("heading", heading))
         found.append(Block("list", rows=tuple((row,) for row in rows)))
-    return found
+    return [*found, *central_blocks(run)]
 
 
 def _nothing(run: RunPrivacy) -> list[Block]:
@@ -99,8 +71,9 @@ def _nothing(run: RunPrivacy) -> list[Block]:
     repeatable = any(site.said is not None for site in run.sites)
     why = "their noise could be repeated, and can therefore be undone. " if repeatable else asked
     names = ", ".join(run.unprotected)
+    whom = "anybody" if run.central is None else "any single patient"
     return [
-        Block("warning", "This run gives no differential privacy to anybody."),
+        Block("warning", f"This run gives no differential privacy to {whom}."),
         Block(
             "text",
             f"{len(run.sites)} site(s) ({names}) sent weights without a bound on what they tell of "
@@ -115,7 +88,10 @@ def _nothing(run: RunPrivacy) -> list[Block]:
 def _summary(run: RunPrivacy) -> list[Block]:
     worst = max(run.stated, key=lambda said: said.epsilon)
     name = next(site.name for site in run.sites if site.said is worst)
-    found = []
+    found = [
+        Block("text", f"{site} declined {count} round(s): its budget was spent.")
+        for site, count in run.spent_out
+    ]
     if run.unprotected:
         found.append(
             Block(

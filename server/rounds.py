@@ -16,6 +16,7 @@ import numpy as np
 
 from agssd_core.config import FederationConfig, RunConfig, dump_config
 from agssd_core.errors import CheckpointError, RoundError
+from server.central_accounts import reserve
 from server.chronicle import Chronicle
 from server.collect import Exchange, InlinePuller, Puller, ThreadedPuller
 from server.control import may_go_on
@@ -233,6 +234,7 @@ def _merge(
         cap=federation.merge.max_weight,
         decay={site: late.factors[site] for site in late.stale},
     )
+    reserve(loop.store.folder, base, federation.merge, sites)
     steps = federation.steps_per_round
     try:
         return merge_round(
@@ -263,6 +265,6 @@ def _save(
         config=dump_config(loop.config),
         sites=tuple(shares),
         shares={site: float(share) for site, share in shares.items()},
-        extra={**told(loop.store.folder, exchange.enrolled), **after.extra},
+        extra={**told(loop.store.folder, exchange.enrolled, exchange.refusals), **after.extra},
     )
     loop.store.save_round(record, after.weights, state=after.state)

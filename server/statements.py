@@ -13,6 +13,7 @@ from typing import Any
 from agssd_core.errors import CheckpointError
 from agssd_core.protocol import UpdateHeader
 from agssd_core.weights import write_text
+from server.central_accounts import told_of
 
 STATEMENTS_FILE = "privacy.json"
 
@@ -36,9 +37,22 @@ def statements_of(run_folder: Path) -> dict[str, dict[str, Any]]:
         ) from None
 
 
-def told(run_folder: Path, enrolled: Mapping[str, int]) -> dict[str, Any]:
-    """What a checkpoint's manifest says beside its shares: enrolled counts, and privacy."""
-    return {"enrolled": dict(sorted(enrolled.items())), "privacy": statements_of(run_folder)}
+def told(
+    run_folder: Path, enrolled: Mapping[str, int], refusals: Mapping[str, str]
+) -> dict[str, Any]:
+    """What a checkpoint's manifest says beside its shares.
+
+    Args:
+        run_folder: with what sites said of privacy, and what noised merges have cost.
+        enrolled: site -> patients.
+        refusals: site -> class of the reason why it is not in these weights.
+    """
+    return {
+        "enrolled": dict(sorted(enrolled.items())),
+        "refusals": dict(sorted(refusals.items())),
+        "privacy": statements_of(run_folder),
+        **told_of(run_folder),
+    }
 
 
 def note_statement(run_folder: Path, header: UpdateHeader) -> None:

@@ -5,11 +5,11 @@ import pytest
 import torch
 from torch import nn
 
-from agssd_core.training.privacy.accounting import effective_sigma, epsilon
+from agssd_core.accounting import epsilon, joint_sigma
+from agssd_core.noise import NoiseStream
 from agssd_core.training.privacy.audit import audit, lower_bound
 from agssd_core.training.privacy.gradients import ClippedSum
 from agssd_core.training.privacy.mechanism import NoisedCentre, set_private_gradients
-from agssd_core.training.privacy.noise import NoiseStream
 from tests.support.privacy import private_config
 
 CANARIES, DELTA, SIGMA, VIEWS = 1000, 1e-5, 2.0, 4
@@ -77,7 +77,7 @@ def bound(mechanism, guesses=100):
 
 
 PROMISED = epsilon([(SIGMA, 1.0, 1)], delta=DELTA)
-WITH_CENTRE = epsilon([(effective_sigma(SIGMA, 4 * SIGMA), 1.0, 1)], delta=DELTA)
+WITH_CENTRE = epsilon([(joint_sigma(SIGMA, 4 * SIGMA), 1.0, 1)], delta=DELTA)
 
 
 def test_the_mechanism_gives_away_something_but_no_more_than_promised():
@@ -119,5 +119,5 @@ def test_accounts_agree_with_published_values():
     assert epsilon([], delta=1e-5) == 0
     twice = epsilon([(2.0, 0.064, 1000)] * 2, delta=1.1e-3)
     assert twice == pytest.approx(epsilon([(2.0, 0.064, 2000)], delta=1.1e-3))
-    assert effective_sigma(1.0, 4.0) == pytest.approx(0.970, abs=1e-3)
-    assert effective_sigma(1.0, None) == 1
+    assert joint_sigma(1.0, 4.0) == pytest.approx(0.970, abs=1e-3)
+    assert joint_sigma(1.0) == 1

@@ -5,8 +5,8 @@ import pytest
 import torch
 from scipy import stats
 
-from agssd_core.training.privacy.mechanism import NoisedCentre, noised_mean
-from agssd_core.training.privacy.noise import NoiseStream
+from agssd_core.noise import NoiseStream
+from agssd_core.training.privacy.mechanism import NoisedCentre, noised_mean, normal_like
 from tests.support.privacy import private_config
 
 COUNT = 200_000
@@ -81,6 +81,6 @@ def test_a_stream_never_repeats_itself():
 
 def test_noise_keeps_shape_and_type():
     like = torch.zeros(3, 5, dtype=torch.float32)
-    drawn = NoiseStream.repeatable(6).normal_like(like, deviation=2.0)
+    drawn = normal_like(NoiseStream.repeatable(6), like, deviation=2.0)
     assert drawn.shape == like.shape
     assert drawn.dtype == torch.float32

@@ -86,6 +86,8 @@ def test_every_checkpoint_says_what_each_site_has_spent(folder):
         epsilons.append(told["b"]["epsilon"])
     assert epsilons == sorted(set(epsilons))
     assert RunStore(folder).load(0).manifest.extra == {}
+    refused = [RunStore(folder).load(n).manifest.extra["refusals"] for n in range(1, 5)]
+    assert refused == [{}, {}, {"a": "declined-budget"}, {"a": "declined-budget"}]
 
 
 def test_the_page_names_every_site_its_epsilon_and_the_largest(folder):
@@ -99,6 +101,7 @@ def test_the_page_names_every_site_its_epsilon_and_the_largest(folder):
     largest = max(said["epsilon"] for said in told.values())
     assert f"The largest epsilon is {largest:.2f} at delta 1e-05" in text
     assert f"the sum of both epsilons, here up to {2 * largest:.2f}" in text
+    assert "a declined 2 round(s): its budget was spent." in text
     for words in ("loss", "Not protected", "Who must be trusted", "at 3 of 3 site(s)"):
         assert words in text
     page = (folder / PAGE).read_text()

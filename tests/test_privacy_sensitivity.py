@@ -44,8 +44,8 @@ class Cases:
         ]
         self.batch = patient_batch(self.config, PATIENTS)
 
-    def draw(self, number):
-        """New weights, new images; the last patient is often an outlier."""
+    def draw(self, number, outlier=-1):
+        """New weights, new images; one patient, by default the last, is often an outlier."""
         torch.manual_seed(number)
         scale = float(10 ** torch.empty(()).uniform_(-1, 1.5))
         with torch.no_grad():
@@ -57,46 +57,54 @@ class Cases:
         shape = self.batch.globals_seen.shape
         seen = torch.rand(shape, dtype=torch.float64)
         if number % 3 == 1:
-            seen[:, -1] *= 10.0 ** float(torch.empty(()).uniform_(0, 6))
+            seen[:, outlier] *= 10.0 ** float(torch.empty(()).uniform_(0, 6))
         if number % 3 == 2:
-            seen[:, -1] = -seen[:, 0]
+            seen[:, outlier] = -seen[:, outlier - 1]
         return dataclasses.replace(self.batch, globals_seen=seen)
 
-    def sums(self, batch, losses):
-        """The clipped sums without and with the last patient."""
-        found = []
-        for count in (PATIENTS - 1, PATIENTS):
+    def sums(self, batch, losses, counts):
+        """The clipped sums of the first so many patients."""
+        for count in counts:
             self.step.clipped.reset()
             losses(batch.narrow(0, count), count)
-            found.append(flat(self.step.clipped.totals()).clone())
-        return found
+            yield flat(self.step.clipped.totals()).clone()
 
     def change(self, number, losses=None):
-        """How far one patient more moves the sum, in units of C."""
-        batch = self.draw(number)
-        without, with_last = self.sums(batch, losses or self.private)
+        """How far the last patient moves the sum, in units of C."""
+        sums = self.sums(self.draw(number), losses or self.private, (PATIENTS - 1, PATIENTS))
+        without, with_last = sums
         return float((with_last - without).norm()) / self.config.privacy.max_grad_norm
+
+    def changes(self, number):
+        """The same for each patient in turn who joins those before: one pass a case."""
+        batch = self.draw(number, outlier=number % PATIENTS)
+        before = 0
+        for after in self.sums(batch, self.private, range(1, PATIENTS + 1)):
+            yield float((after - before).norm()) / self.config.privacy.max_grad_norm
+            before = after
 
     def private(self, batch, count):
         self.step.add(batch, SETTINGS, generators(count))
 
 
-def worst_of(cases, count, first=0):
-    changes = [cases.change(number) for number in range(first, first + count)]
-    assert max(changes) <= 1.0
-    return max(changes)
-
-
 @pytest.mark.parametrize(("mode", "count"), [("hooks", 60), ("fast-gradient-clipping", 15)])
 def test_one_patient_changes_the_sum_by_c_at_most(mode, count):
-    assert worst_of(Cases(mode), count) > 0.99  # the limit is reached, so it is what is measured
+    cases = Cases(mode)
+    changes = [cases.change(number) for number in range(count)]
+    assert 0.99 < max(changes) <= 1.0  # the limit is reached, so it is what is measured
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(7200)
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize(("mode", "count"), [("hooks", 2000), ("fast-gradient-clipping", 500)])
-def test_one_patient_changes_the_sum_by_c_at_most_thousands_of_times(mode, count):
-    assert worst_of(Cases(mode), count, first=10_000) > 0.99
+def test_one_patient_changes_the_sum_by_c_at_most_thousands_of_times(mode, count, capsys):
+    cases = Cases(mode)
+    drawn = range(10_000, 10_000 + count // PATIENTS)
+    changes = [change for number in drawn for change in cases.changes(number)]
+    with capsys.disabled():
+        print(f"\n{mode}: {len(changes)} cases, at most {max(changes):.6f} C")  # noqa: T201
+    assert len(changes) == count
+    assert 0.99 < max(changes) <= 1.0
 
 
 def coupled(cases, change):

@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from agssd_core.errors import TrainingError
+from agssd_core.accounting import epsilon, joint_sigma
+from agssd_core.errors import BudgetError, TrainingError
+from agssd_core.noise import NoiseStream
 from agssd_core.training.checkpoint import StateStamp, read_site_state
-from agssd_core.training.privacy.accounting import effective_sigma, epsilon
-from agssd_core.training.privacy.noise import NoiseStream
 from agssd_core.training.privacy.sampling import PatientSampler
 from agssd_core.training.site_round import SiteTrainer
 from agssd_core.views.patient_batch import make_patient_batch
+from client.purse import reason_of
 from tests.support.privacy import (
     SETTINGS,
     generators,
@@ -171,7 +172,7 @@ def test_a_round_is_paid_for_before_anything_is_drawn():
 
     site.spend_through(spend)
     told = site.train_steps(0, 2, 4)
-    assert asked == [(effective_sigma(1.0, 4.0), 4 / 8, 2, 0)]
+    assert asked == [(joint_sigma(1.0, 4.0), 4 / 8, 2, 0)]
     assert told["privacy_epsilon"] == pytest.approx(epsilon([asked[0][:3]], delta=0.01))
     site.train_steps(2, 2, 4)
     assert len(asked) == 2
@@ -187,10 +188,10 @@ def test_a_spend_that_refuses_stops_the_round_with_nothing_changed():
     before = {name: array.copy() for name, array in site.shared_weights().items()}
 
     def refuse(sigma_eff, q, steps):
-        raise TrainingError("the budget is spent")
+        raise BudgetError("the budget is spent")
 
     site.spend_through(refuse)
-    with pytest.raises(TrainingError, match="budget is spent"):
+    with pytest.raises(BudgetError, match="budget is spent"):
         site.train_steps(0, 2, 4)
     for name, array in site.shared_weights().items():
         np.testing.assert_array_equal(array, before[name])
@@ -199,19 +200,21 @@ def test_a_spend_that_refuses_stops_the_round_with_nothing_changed():
 @pytest.mark.parametrize(
     ("changes", "remedy"),
     [
-        ({"privacy": {"epsilon_budget": 0.5}}, "Raise privacy.noise_multiplier"),
         ({"privacy": {"expected_batch": 9}}, "expected_batch = 9 patients a step is more"),
-        ({"privacy": {"delta": 0.1}}, None),
+        ({"privacy": {"delta": 0.1}}, "is not below 1 / patients"),
     ],
 )
 def test_plans_that_cannot_be_kept_are_refused(changes, remedy):
-    if remedy is None:
-        volumes = body_volumes(12)
-        with pytest.raises(TrainingError, match="is not below 1 / patients"):
-            trainer(volumes, **changes)
-        return
+    volumes = body_volumes(12) if "delta" in changes["privacy"] else None
     with pytest.raises(TrainingError, match=remedy):
-        trainer(**changes).train_steps(0, 2, 400)
+        trainer(volumes, **changes)
+
+
+def test_a_plan_beyond_the_budget_is_declined_for_its_budget():
+    site = trainer(privacy={"epsilon_budget": 0.5})
+    with pytest.raises(BudgetError, match=r"Raise privacy\.noise_multiplier") as refused:
+        site.train_steps(0, 2, 400)
+    assert reason_of(refused.value) == "budget"
 
 
 def test_secure_noise_never_repeats_and_repeatable_noise_is_marked(tmp_path):

@@ -10,6 +10,7 @@ from agssd_core.config.agssd import (
     TeacherConfig,
 )
 from agssd_core.config.anaus import AnausConfig
+from agssd_core.config.central_privacy import CentralPrivacyConfig
 from agssd_core.config.data import DataConfig, SiteFoldersConfig
 from agssd_core.config.federation import (
     COHORT_OF,
@@ -45,6 +46,7 @@ __all__ = [
     "AgssdConfig",
     "AnausConfig",
     "AugmentConfig",
+    "CentralPrivacyConfig",
     "Cohort",
     "CvaaConfig",
     "CvacConfig",

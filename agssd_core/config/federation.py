@@ -4,6 +4,7 @@ from typing import Literal, Self
 
 from pydantic import model_validator
 
+from agssd_core.config.central_privacy import CentralPrivacyConfig
 from agssd_core.config.node import Node, Range2, ScanModality, ordered, require, within
 from agssd_core.differences import Wire
 
@@ -45,6 +46,7 @@ class MergeConfig(Node):
         krum_keep: updates averaged by multi-Krum (1 is Krum).
         clip_factor: norm-clip limit as a multiple of the running median update norm.
         ema_tau: fedema's scaler target.
+        central_privacy: clip and noise what is merged, for the privacy of a whole site.
     """
 
     student: StudentRule = "fedavg"
@@ -61,6 +63,7 @@ class MergeConfig(Node):
     krum_keep: int = 1
     clip_factor: float = 1.0
     ema_tau: float = 0.7
+    central_privacy: CentralPrivacyConfig = CentralPrivacyConfig()
 
     @property
     def teacher_rule(self) -> TeacherRule:

@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 
 from agssd_core.config.agssd import AgssdConfig, TeacherConfig
 from agssd_core.config.anaus import AnausConfig
+from agssd_core.config.central_privacy import central_problems
 from agssd_core.config.compare import CompareConfig
 from agssd_core.config.data import DataConfig
 from agssd_core.config.federation import Cohort, FederationConfig
@@ -90,6 +91,7 @@ class RunConfig(Node):
                 *self._cohort_problems(),
                 *self.init.problems(self.cohorts),
                 *privacy_problems(self),
+                *central_problems(self),
             ]
         )
         return self

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from agssd_core.accounting import Spend
 from agssd_core.config import RunConfig
 from agssd_core.errors import CollapseError
 from agssd_core.training.anaus_build import (
@@ -32,7 +33,6 @@ from agssd_core.training.checkpoint import (
 from agssd_core.training.devices import training_device
 from agssd_core.training.diagnostics import RunningMeans
 from agssd_core.training.distributed import ProcessGroup
-from agssd_core.training.privacy.accounting import Spend
 from agssd_core.training.privacy.anaus_round import PrivateAnaus
 from agssd_core.training.schedules import learning_rate, rewarm_factor
 from agssd_core.views.seeds import torch_generator_for

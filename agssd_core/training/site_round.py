@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from agssd_core.accounting import Spend
 from agssd_core.config import RunConfig
 from agssd_core.errors import CollapseError
 from agssd_core.training.agssd_step import Learner, StepRandomness, StepResult, train_step
@@ -35,7 +36,6 @@ from agssd_core.training.devices import training_device
 from agssd_core.training.diagnostics import RunningMeans, record_step
 from agssd_core.training.distributed import current_group
 from agssd_core.training.monitor import TeacherBatch, monitor_of
-from agssd_core.training.privacy.accounting import Spend
 from agssd_core.training.privacy.agssd_round import PrivateAgssd
 from agssd_core.training.privacy.agssd_step import resolve_private
 from agssd_core.training.schedules import StepSchedule, rewarm_factor, schedule_at

@@ -21,9 +21,14 @@ def federated_config(folder, **changes):
 
 def two_sites(folder):
     """Site name -> prepared folder: one CT, one MR."""
+    return small_sites(folder, north="CT", south="MR")
+
+
+def small_sites(folder, **modalities):
+    """Site name -> prepared folder of three patients."""
     return {
         name: make_site(folder / name, modality, seed=number)
-        for number, (name, modality) in enumerate([("north", "CT"), ("south", "MR")])
+        for number, (name, modality) in enumerate(modalities.items())
     }
 
 

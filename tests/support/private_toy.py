@@ -7,12 +7,13 @@ from pathlib import Path
 
 import numpy as np
 
+from agssd_core.config import parse_config
 from agssd_core.data.deidentify import ensure_secret
 from agssd_core.weights import load_weights
 from client.memory import RunMemory
 from client.purse import PaysFirst
 from client.site import Site
-from tests.support.orders import config_for, order_for
+from tests.support.orders import order_for
 from tests.support.toy import ToyBench, ToyTrainer
 
 SIGMA, RATE, STEPS = 1.0, 0.1, 2
@@ -62,22 +63,33 @@ def private_site(folder, *, ledger="site", witness=None):
     return Site(folder, "north", PrivateBench(witness), ledger=ledger)
 
 
+def endless():
+    """A plan that no budget ends."""
+    return parse_config(
+        {
+            "preset": "tiny",
+            "federation": {"rounds": ROUNDS, "steps_per_round": STEPS},
+            "privacy": {"epsilon_budget": 0},
+        }
+    )
+
+
 def train_until_killed(folder):
     """Take up the rounds where the site's memory ends, and go on for ever."""
     site = private_site(folder, witness=folder / "witness")
     base = load_weights(folder / "base.safetensors")
-    config = config_for(rounds=ROUNDS, steps_per_round=STEPS)
+    config = endless()
     last = RunMemory.of(folder, "run-1").last()
     for number in range(0 if last is None else last.round + 1, ROUNDS):
         site.train_round(order_for(base, number, config), base)
 
 
 def main():
-    """Say how long a round takes, then fork a child for each line of stdin."""
+    """Say how long a round takes, then fork a child for each line of stdin and say how it ended."""
     folder = Path(sys.argv[1])
     train_once = private_site(folder.with_name("warm-up"))
     base = load_weights(folder / "base.safetensors")
-    config = config_for(rounds=ROUNDS, steps_per_round=STEPS)
+    config = endless()
     train_once.train_round(order_for(base, 0, config), base)
     began = time.monotonic()
     train_once.train_round(order_for(base, 1, config), base)
@@ -87,8 +99,8 @@ def main():
         if child == 0:
             train_until_killed(folder)
         os.write(1, f"{child}\n".encode())
-        os.waitpid(child, 0)
-        os.write(1, b"gone\n")
+        _, status = os.waitpid(child, 0)
+        os.write(1, f"{os.waitstatus_to_exitcode(status)}\n".encode())
 
 
 if __name__ == "__main__":

@@ -174,6 +174,7 @@ class Hospital:
 
     cohort = "ct-mr"
     identities: ClassVar = {}  # site -> its keys; none on an unsigned connection
+    method: ClassVar = {}  # sections of the configuration beside the rounds
 
     def __init__(
         self,
@@ -188,7 +189,7 @@ class Hospital:
         self.cohort = "ct-mr" if anaus is None else "us"
         self.sites = _sites(folder, patients, self.cohort)
         settings = _plan(len(self.sites), **federation)
-        content = {"preset": "tiny", "federation": settings, "cohorts": [self.cohort]}
+        content = {"preset": "tiny", "federation": settings, "cohorts": [self.cohort]} | self.method
         config = parse_config(content | ({} if anaus is None else {"anaus": anaus}))
         self.config = config if anaus is None else config.for_cohort("us")
         self.store = RunStore(folder / "run", keep=self.config.federation.keep)

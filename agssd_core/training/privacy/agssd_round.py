@@ -1,23 +1,25 @@
 """A private round of AG-SSD at one site."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 
 from agssd_core.config import RunConfig
 from agssd_core.training.agssd_step import Learner
 from agssd_core.training.privacy.agssd_step import PrivateStep, StepSettings, has_centre
-from agssd_core.training.privacy.rounds import PrivateRounds, require_one_process, with_own_noise
+from agssd_core.training.privacy.rounds import (
+    PrivateRounds,
+    Progress,
+    require_one_process,
+    with_own_noise,
+)
 from agssd_core.training.privacy.sampling import Chunk
 from agssd_core.training.schedules import StepSchedule
 from agssd_core.views.batch import ViewBatch
-from agssd_core.views.loader import prefetched
 from agssd_core.views.masking import alpha_at
 from agssd_core.views.patient_batch import make_patient_batch
 from agssd_core.views.reading import VolumeReader
 from agssd_core.views.seeds import torch_generator_for
-
-Progress = Callable[[int, int], None]
 
 
 class PrivateAgssd:
@@ -65,41 +67,39 @@ class PrivateAgssd:
             Metrics that may leave the site, and none besides.
 
         Raises:
-            TrainingError: the plan costs more than its budget.
+            BudgetError: the plan costs more than its budget.
         """
-        drawn = self.rounds.begin(steps.start, len(steps), total_steps)
-        for chunk, batch in self._batches(drawn.chunks):
-            settings = StepSettings(
-                schedule(chunk.step),
-                chunk.step,
-                alpha_at(self._config.agssd.eaam, chunk.step, total_steps),
-            )
+
+        def settings(step: int) -> StepSettings:
+            alpha = alpha_at(self._config.agssd.eaam, step, total_steps)
+            return StepSettings(schedule(step), step, alpha)
+
+        def add(chunk: Chunk, batch: ViewBatch | None) -> None:
             if batch is not None:
-                self._step.add(batch, settings, self._generators(chunk))
-            if chunk.last:
-                self._step.finish(settings, drawn.stream)
-                if progress is not None:
-                    progress(chunk.step - steps.start + 1, len(steps))
-        return self.rounds.metrics(steps.stop) | schedule(steps[-1]).metrics()
+                on_device = batch.to(self._device)
+                self._step.add(on_device, settings(chunk.step), self._generators(chunk))
 
-    def _batches(self, chunks: list[Chunk]) -> Iterator[tuple[Chunk, ViewBatch | None]]:
-        def cut(number: int) -> ViewBatch | None:
-            chunk = chunks[number]
-            if not chunk.patients:
-                return None
-            return make_patient_batch(
-                self._volumes,
-                self._config.agssd,
-                seed=self._config.seed,
-                site=self._site,
-                step=chunk.step,
-                chosen=list(zip(chunk.patients, chunk.scans, strict=True)),
-            )
+        told = self.rounds.take(
+            steps,
+            total_steps,
+            cut=self._cut,
+            add=add,
+            finish=lambda step, stream: self._step.finish(settings(step), stream),
+            progress=progress,
+        )
+        return told | schedule(steps[-1]).metrics()
 
-        workers = self._config.training.loader_workers
-        batches = prefetched(cut, range(len(chunks)), workers=workers)
-        for chunk, batch in zip(chunks, batches, strict=True):
-            yield chunk, None if batch is None else batch.to(self._device)
+    def _cut(self, chunk: Chunk) -> ViewBatch | None:
+        if not chunk.patients:
+            return None
+        return make_patient_batch(
+            self._volumes,
+            self._config.agssd,
+            seed=self._config.seed,
+            site=self._site,
+            step=chunk.step,
+            chosen=list(zip(chunk.patients, chunk.scans, strict=True)),
+        )
 
     def _generators(self, chunk: Chunk) -> list[torch.Generator]:
         seed, site = self._config.seed, self._site

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from agssd_core.config import AgssdConfig, PrivacyConfig
 from agssd_core.models.student_teacher import AgssdNetwork, ModelState
+from agssd_core.noise import NoiseStream
 from agssd_core.training.agssd_step import Learner
 from agssd_core.training.build import Resolved, set_rates
 from agssd_core.training.distributed import ProcessGroup
@@ -29,7 +30,6 @@ from agssd_core.training.privacy.mechanism import (
     add_pull,
     set_private_gradients,
 )
-from agssd_core.training.privacy.noise import NoiseStream
 from agssd_core.training.schedules import StepSchedule
 from agssd_core.training.student_pass import MicroBatch
 from agssd_core.training.teacher_pass import TargetRule, teacher_targets

@@ -4,11 +4,12 @@ Order as in ``agssd_step``: clip every patient's gradient, sum, noise, divide by
 then pull, LARS and the teacher.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
 from agssd_core.config import RunConfig
+from agssd_core.noise import NoiseStream
 from agssd_core.training.anaus_step import AnausLearner
 from agssd_core.training.privacy.anaus_losses import (
     PatientFrame,
@@ -18,15 +19,12 @@ from agssd_core.training.privacy.anaus_losses import (
 )
 from agssd_core.training.privacy.gradients import ClippedSum
 from agssd_core.training.privacy.mechanism import add_pull, set_private_gradients
-from agssd_core.training.privacy.noise import NoiseStream
-from agssd_core.training.privacy.rounds import PrivateRounds, with_own_noise
+from agssd_core.training.privacy.rounds import PrivateRounds, Progress, with_own_noise
 from agssd_core.training.privacy.sampling import Chunk
-from agssd_core.views.loader import prefetched
 from agssd_core.views.seeds import rng_for, torch_generator_for
 from agssd_core.views.us_batch import FrameReader, UsBatch, cut_us_batch
 
 Rates = tuple[float, float]  # learning rate, EMA momentum
-Progress = Callable[[int, int], None]
 
 
 class PrivateAnaus:
@@ -71,18 +69,18 @@ class PrivateAnaus:
             Metrics that may leave the site, and none besides.
 
         Raises:
-            TrainingError: the plan costs more than its budget.
+            BudgetError: the plan costs more than its budget.
         """
-        drawn = self.rounds.begin(steps.start, len(steps), total_steps)
-        for chunk, frames in self._chunks(drawn.chunks):
-            self.add(frames)
-            if chunk.last:
-                self.finish(rates(chunk.step), drawn.stream)
-                if progress is not None:
-                    progress(chunk.step - steps.start + 1, len(steps))
+        told = self.rounds.take(
+            steps,
+            total_steps,
+            cut=self._cut,
+            add=lambda chunk, batches: self.add(self._frames_of(chunk, batches)),
+            finish=lambda step, stream: self.finish(rates(step), stream),
+            progress=progress,
+        )
         learning_rate, ema_momentum = rates(steps[-1])
-        told = {"learning_rate": learning_rate, "ema_momentum": ema_momentum}
-        return self.rounds.metrics(steps.stop) | told
+        return told | {"learning_rate": learning_rate, "ema_momentum": ema_momentum}
 
     def add(self, frames: Sequence[PatientFrame]) -> None:
         """Take some patients of a step in."""
@@ -105,22 +103,12 @@ class PrivateAnaus:
         learner.pair.update_teacher(ema_momentum=rates[1])
         self.clipped.reset()
 
-    def _chunks(self, chunks: list[Chunk]) -> Iterator[tuple[Chunk, list[PatientFrame]]]:
-        workers = self._config.training.loader_workers
+    def _frames_of(self, chunk: Chunk, batches: list[UsBatch]) -> list[PatientFrame]:
         device = next(self._learner.pair.parameters()).device
-        cut = prefetched(
-            lambda number: self._cut(chunks[number]), range(len(chunks)), workers=workers
-        )
-        for chunk, batches in zip(chunks, cut, strict=True):
-            yield (
-                chunk,
-                [
-                    patient_frame(
-                        batch.to(device), self._config.anaus, self._generator(chunk, patient)
-                    )
-                    for patient, batch in zip(chunk.patients, batches, strict=True)
-                ],
-            )
+        return [
+            patient_frame(batch.to(device), self._config.anaus, self._generator(chunk, patient))
+            for patient, batch in zip(chunk.patients, batches, strict=True)
+        ]
 
     def _cut(self, chunk: Chunk) -> list[UsBatch]:
         """One frame of each patient, whose views depend on (seed, site, step, patient) alone."""

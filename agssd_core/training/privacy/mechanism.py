@@ -6,7 +6,13 @@ import torch
 from torch import Tensor, nn
 
 from agssd_core.config import PrivacyConfig
-from agssd_core.training.privacy.noise import NoiseStream
+from agssd_core.noise import NoiseStream
+
+
+def normal_like(stream: NoiseStream, tensor: Tensor, *, deviation: float) -> Tensor:
+    """Normal noise in the shape and type of a tensor, drawn in float64."""
+    drawn = torch.from_numpy(stream.normal(tensor.numel()) * deviation)
+    return drawn.view(tensor.shape).to(tensor)
 
 
 def noised_mean(
@@ -24,7 +30,7 @@ def noised_mean(
     Source:
         Abadi et al. 2016, arXiv:1607.00133, Algorithm 1.
     """
-    return (total + stream.normal_like(total, deviation=sigma * limit)) / expected
+    return (total + normal_like(stream, total, deviation=sigma * limit)) / expected
 
 
 def set_private_gradients(

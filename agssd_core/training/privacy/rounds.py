@@ -1,24 +1,22 @@
 """What every private round of a site shares: who is drawn, what it costs, what may be told."""
 
 import logging
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
+from agssd_core.accounting import Spend, Spending, epsilon, joint_sigma, least_sigma
 from agssd_core.config import PrivacyConfig, RunConfig
-from agssd_core.errors import TrainingError
-from agssd_core.training.privacy.accounting import (
-    Spend,
-    accounted_not_enforced,
-    calibrated,
-    effective_sigma,
-    epsilon,
-    require_budget,
-    sampling_rate,
-)
-from agssd_core.training.privacy.noise import NoiseStream
+from agssd_core.errors import AccountingError, BudgetError, TrainingError
+from agssd_core.noise import NoiseStream
 from agssd_core.training.privacy.sampling import Chunk, OfPatient, PatientSampler
+from agssd_core.views.loader import prefetched
 
 log = logging.getLogger(__name__)
+
+Progress = Callable[[int, int], None]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -52,11 +50,12 @@ class PrivateRounds:
     ) -> None:
         privacy = config.privacy
         self._seed, self._site, self._privacy = config.seed, site, privacy
+        self._workers = config.training.loader_workers
         self._sampler = PatientSampler(
             scans, seed=config.seed, site=site, physical_batch=privacy.physical_batch
         )
         self.rate = sampling_rate(privacy, len(self._sampler))
-        self.sigma = joint_sigma(privacy, centred=centred)
+        self.sigma = sigma_of(privacy, centred=centred)
         self.spend: Spend = accounted_not_enforced
         self.private = privacy.secure_noise
 
@@ -64,17 +63,57 @@ class PrivateRounds:
         """Pay for a round, then draw its patients.
 
         Raises:
-            TrainingError: the plan costs more than ``privacy.epsilon_budget``.
+            BudgetError: the plan costs more than ``privacy.epsilon_budget``, or the ledger says
+                no.
         """
         if self.sigma == 0:
             log.warning("privacy.noise_multiplier = 0: no noise, so NOTHING here is private")
         else:
-            require_budget(self._privacy, (self.sigma, self.rate, total_steps))
+            require_budget(self._privacy, Spending(self.sigma, self.rate, total_steps))
             self.spend(self.sigma, self.rate, steps)
         stream = self._stream(first_step)
         self.private = self.private and stream.private
         span = range(first_step, first_step + steps)
         return Draw(list(self._sampler.draw(span, rate=self.rate, stream=stream)), stream)
+
+    def take(
+        self,
+        steps: range,
+        total_steps: int,
+        *,
+        cut: Callable[[Chunk], T],
+        add: Callable[[Chunk, T], None],
+        finish: Callable[[int, NoiseStream], None],
+        progress: Progress | None = None,
+    ) -> dict[str, float]:
+        """Pay for a round and take its steps: gradients are added chunk by chunk, then noised.
+
+        Args:
+            steps: the global steps of the round.
+            total_steps: of the run.
+            cut: a chunk's views, also where nobody was drawn; runs ahead in the loader's threads.
+            add: takes a chunk's clipped gradients in.
+            finish: noises a step's sum and moves the weights.
+            progress: told steps taken and all steps of the round.
+
+        Returns:
+            Metrics that may leave the site.
+
+        Raises:
+            BudgetError: as ``begin``.
+        """
+        drawn = self.begin(steps.start, len(steps), total_steps)
+        chunks = drawn.chunks
+        ahead = prefetched(
+            lambda number: cut(chunks[number]), range(len(chunks)), workers=self._workers
+        )
+        for chunk, views in zip(chunks, ahead, strict=True):
+            add(chunk, views)
+            if chunk.last:
+                finish(chunk.step, drawn.stream)
+                if progress is not None:
+                    progress(chunk.step - steps.start + 1, len(steps))
+        return self.metrics(steps.stop)
 
     def metrics(self, steps_taken: int) -> dict[str, float]:
         """What may leave: numbers that follow from plan and patient count alone.
@@ -98,8 +137,15 @@ class PrivateRounds:
         return NoiseStream.repeatable(self._seed, self._site, first_step)
 
 
+def accounted_not_enforced(sigma_eff: float, q: float, steps: int) -> None:
+    """The spend of a trainer without a ledger: says what one would have been asked."""
+    log.warning(
+        "privacy: %d steps at sigma_eff %.4g, q %.4g; accounted, not enforced", steps, sigma_eff, q
+    )
+
+
 def with_own_noise(config: RunConfig, scans: Sequence[OfPatient], *, centred: bool) -> RunConfig:
-    """A plan with the site's own noise; see ``accounting.calibrated``."""
+    """A plan with the site's own noise; see ``calibrated``."""
     patients = len({scan.patient for scan in scans})
     privacy = calibrated(
         config.privacy, patients=patients, steps=config.federation.total_steps, centred=centred
@@ -107,10 +153,71 @@ def with_own_noise(config: RunConfig, scans: Sequence[OfPatient], *, centred: bo
     return config.model_copy(update={"privacy": privacy})
 
 
-def joint_sigma(privacy: PrivacyConfig, *, centred: bool) -> float:
+def calibrated(
+    privacy: PrivacyConfig, *, patients: int, steps: int, centred: bool
+) -> PrivacyConfig:
+    """The settings with the site's own noise for ``target_epsilon``; as they are without one.
+
+    Args:
+        privacy: of the plan.
+        patients: of the site, whose number is declared public.
+        steps: of the whole plan.
+        centred: whether a noised centre is paid for as well.
+
+    Raises:
+        TrainingError: the site has too few patients for this plan, or no noise is enough.
+    """
+    if privacy.target_epsilon == 0:
+        return privacy
+    rate = sampling_rate(privacy, patients)
+    try:
+        sigma = least_sigma(privacy.target_epsilon, rate=rate, steps=steps, delta=privacy.delta)
+    except AccountingError as error:
+        raise TrainingError(str(error)) from None
+    part = math.hypot(1, 1 / privacy.centre_ratio) if centred else 1.0
+    # A last bit that rounding takes from the joint noise must not make the plan too dear.
+    return privacy.model_copy(update={"noise_multiplier": sigma * part * (1 + 1e-9)})
+
+
+def sigma_of(privacy: PrivacyConfig, *, centred: bool) -> float:
     """Noise multiplier of gradient and centre as one mechanism."""
     gradient = privacy.noise_multiplier
-    return effective_sigma(gradient, privacy.centre_ratio * gradient if centred else None)
+    both = centred and gradient > 0
+    return joint_sigma(gradient, privacy.centre_ratio * gradient) if both else gradient
+
+
+def sampling_rate(privacy: PrivacyConfig, patients: int) -> float:
+    """Rate q, the expected batch over the patients of the site, whose number is declared public.
+
+    Raises:
+        TrainingError: the site has too few patients for this plan.
+    """
+    if patients < privacy.expected_batch:
+        raise TrainingError(
+            f"privacy.expected_batch = {privacy.expected_batch:g} patients a step is more than "
+            "the site has. Lower it for all sites, or train at this site without taking part."
+        )
+    if privacy.delta * patients >= 1:
+        raise TrainingError(
+            f"privacy.delta = {privacy.delta:g} is not below 1 / patients of the site, so it "
+            "promises nothing. Lower it."
+        )
+    return privacy.expected_batch / patients
+
+
+def require_budget(privacy: PrivacyConfig, planned: Spending) -> None:
+    """Refuse a whole plan that this site could never carry to its end.
+
+    Raises:
+        BudgetError: it costs more than ``privacy.epsilon_budget``.
+    """
+    cost, budget = epsilon([planned], delta=privacy.delta), privacy.epsilon_budget
+    if 0 < budget < cost:
+        raise BudgetError(
+            f"the plan costs epsilon {cost:.2f} at delta {privacy.delta:g}, the budget is "
+            f"{budget:g}. Raise privacy.noise_multiplier, or lower federation.rounds, "
+            "steps_per_round or privacy.expected_batch."
+        )
 
 
 def require_one_process(processes: int) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from agssd_core.training.privacy.noise import NoiseStream
+from agssd_core.noise import NoiseStream
 from agssd_core.views.seeds import rng_for
 
 

@@ -9,10 +9,8 @@ import os
 from typing import Self
 
 import numpy as np
-import torch
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from numpy.typing import NDArray
-from torch import Tensor
 
 _KEY_BYTES, _WORD_BYTES = 32, 8
 # Normal numbers made in one piece; large enough for NumPy, small enough for a cache.
@@ -65,8 +63,3 @@ class NoiseStream:
             np.multiply(radius, np.cos(angle), out=piece[:half])
             np.multiply(radius, np.sin(angle), out=piece[half:])
         return found[:count]
-
-    def normal_like(self, tensor: Tensor, *, deviation: float) -> Tensor:
-        """Normal noise in the shape and type of a tensor, drawn in float64."""
-        drawn = torch.from_numpy(self.normal(tensor.numel()) * deviation)
-        return drawn.view(tensor.shape).to(tensor)
