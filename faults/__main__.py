@@ -1,6 +1,7 @@
 """``python -m faults``: every fault of the reliability table, as often as its row says.
 
-    python -m faults [--only 1,2] [--tries N] [--short] [--json FILE] [--write docs/reliability.md]
+    python -m faults [--only 1,2] [--kind toy|deployed] [--tries N] [--short]
+                     [--json FILE] [--write docs/reliability.md]
 
 Prints a line for each fault and keeps it in a JSON lines file; 1 when anything failed. Runs of
 single rows take the place of their lines in the file, so the page is written from all of them.
@@ -47,7 +48,7 @@ def main() -> int:
     parser.add_argument("--only", default="", help="rows, separated by commas")
     parser.add_argument("--tries", type=int, default=0, help="instead of the row's own number")
     parser.add_argument("--short", action="store_true", help="one or two tries of what is quick")
-    parser.add_argument("--without-deployment", action="store_true", help="in-process rows only")
+    parser.add_argument("--kind", choices=("all", "toy", "deployed"), default="all")
     parser.add_argument("--json", type=Path, default=Path("runs/faults.jsonl"))
     parser.add_argument("--write", type=Path, help="quote the table in this Markdown file")
     given = parser.parse_args()
@@ -65,7 +66,7 @@ def run(given: argparse.Namespace, rows: set[int]) -> int:
         tries = given.tries or (fault.short if given.short else fault.tries)
         if (rows and fault.row not in rows) or not tries:
             continue
-        if given.without_deployment and fault.deploy:
+        if given.kind != "all" and fault.deploy != (given.kind == "deployed"):
             continue
         outcome = inject(fault, tries)
         tell(outcome)

@@ -69,7 +69,7 @@ def _link() -> zipfile.ZipInfo:
 
 
 def _huge_tensor() -> bytes:
-    """safetensors whose header declares 10 GB."""
+    """A safetensors part whose header declares 10 GB."""
     shape = [GIGABYTES_10 // 4]
     tensor = {"dtype": "F32", "shape": shape, "data_offsets": [0, GIGABYTES_10]}
     header = json.dumps({"student/head.w": tensor}).encode()
@@ -163,35 +163,31 @@ def unfolding(folder: Path, tries: int) -> Iterator[Try]:
         yield Try(good, f"{name}: code {code}, {grown:.0f} MB, outside {outside}", {"MB": grown})
 
 
+def _reader(name: str, place: Path) -> tuple[Path, Callable[[], object]]:
+    """A file below a folder and what of ours reads it."""
+    if name == "state":
+        return place / "manifest.json", lambda: read_site_state(place, StateStamp("run-1", 0, "p"))
+    if name == "weights":
+        return place / "x.safetensors", lambda: load_weights(place / "x.safetensors")
+    store = store_in(place)
+    return store.checkpoints / "round-0001" / name, lambda: store.load(1)
+
+
 def pickles(folder: Path, tries: int) -> Iterator[Try]:
     """In each file of a checkpoint, in a site's state and in a file of weights."""
     for number in range(tries):
         place = folder / str(number)
+        place.mkdir()
         name = (*FILES, "state", "weights")[number % (len(FILES) + 2)]
-        store = store_in(place)
-        if name in FILES:
-            file = store.checkpoints / "round-0001" / name
-
-            def read(store: object = store) -> object:
-                return store.load(1)  # type: ignore[attr-defined]
-        elif name == "state":
-            file = place / "manifest.json"
-
-            def read(place: Path = place) -> object:
-                return read_site_state(place, StateStamp("run-1", 0, "p"))
-        else:
-            file = place / "x.safetensors"
-
-            def read(file: Path = file) -> object:
-                return load_weights(file)
-
+        file, read = _reader(name, place)
         file.write_bytes(pickle.dumps(Bomb()))
 
         def loads(read: Callable[[], object] = read) -> int:
             try:
-                return 0 if read() is None else 8
+                read()
             except AgssdError:
                 return 7
+            return 8
 
         code = in_child(loads)
         yield Try(code == 7, f"{name}: code {code}")

@@ -21,12 +21,15 @@ def slow_loris(port: int, ca: Path) -> Iterator[int]:
 
     def crawl(source: str) -> None:
         while not over.is_set():
-            with contextlib.suppress(OSError), _dial(port, source) as plain:
-                with context.wrap_socket(plain, server_hostname="localhost") as secure:
-                    for byte in HEAD + b"X-A: " + b"a" * 4000:
-                        if over.wait(1.0):
-                            return
-                        secure.sendall(bytes([byte]))
+            with (
+                contextlib.suppress(OSError),
+                _dial(port, source) as plain,
+                context.wrap_socket(plain, server_hostname="localhost") as secure,
+            ):
+                for byte in HEAD + b"X-A: " + b"a" * 4000:
+                    if over.wait(1.0):
+                        return
+                    secure.sendall(bytes([byte]))
             over.wait(0.5)
 
     crawlers = [

@@ -39,7 +39,7 @@ FULL = "Free disk space"
 
 
 def killed_while_writing(folder: Path, tries: int) -> Iterator[Try]:
-    """SIGKILL at each call that touches the disk, in a new round's checkpoint and a replaced one."""
+    """SIGKILL at each call that touches the disk, in a new checkpoint and a replaced one."""
     steps = steps_of_a_save(folder)
     for number in range(tries):
         step, again = number % steps, (number // steps) % 2 == 1
@@ -94,11 +94,11 @@ def full_at_server(folder: Path, tries: int) -> Iterator[Try]:
         with small_disk(folder / str(number)) as leave:
             place = folder / str(number) / "run"
             store = store_in(place)
-            free = PAGE * chance.randrange(5) if leave else chance.randrange(700)
+            free = PAGE * chance.randrange(4) if leave else chance.randrange(700)
             said = _in_full(leave, free, lambda s=store: s.save_round(record_of(2), model(2)))
             names = sorted(path.name for path in store.checkpoints.iterdir())
             good = names == ["round-0000", "round-0001"]
-            require_whole(place, {1})
+            require_whole(place, {1, 2})
             if leave:
                 leave(SIZE)
             store.save_round(record_of(2), model(2))

@@ -46,7 +46,7 @@ def session(port: int, ca: Path, key: Any) -> None:
         node_auth.NodeAuthHttpInterceptor(key, key.public_key()),
     ]
     with FleetHttpClient.from_server_address(
-        f"localhost:{port}", False, str(ca), interceptors=interceptors
+        f"localhost:{port}", insecure=False, root_certificates=str(ca), interceptors=interceptors
     ) as client:
         public = public_key_to_bytes(key.public_key())
         asked = ActivateNodeRequest(public_key=public, heartbeat_interval=HEARTBEAT_S)

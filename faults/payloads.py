@@ -64,7 +64,7 @@ def damaged_updates(damage: Damage) -> Callable[[Path, int], Iterator[Try]]:
                     message_of(texts, update.payload), pair.rules, asked="north"
                 )
                 if honest is None:
-                    yield Try(False, "an honest update was refused")
+                    yield Try(passed=False, detail="an honest update was refused")
 
     return run
 
@@ -87,7 +87,7 @@ def damaged_orders(damage: Damage) -> Callable[[Path, int], Iterator[Try]]:
                 message = message_of(*damage(texts, order.payload, rng))
                 try:
                     pair.site.answer(site_wire.decode_order(message))
-                    yield Try(False, "it was carried out")
+                    yield Try(passed=False, detail="it was carried out")
                 except AgssdError:
                     yield Try(pair.site.workbench.trainers == [], "a trainer was opened")
 
@@ -99,7 +99,7 @@ def _two_rounds(folder: Path) -> Hospital:
 
 
 def made_up(folder: Path, tries: int) -> Iterator[Try]:
-    """NaN, shapes, types, counts ...: the weights are those of a round without the site, bitwise."""
+    """NaN, shapes, types, counts ...: weights are those of a round without the site, bitwise."""
     with quick_disk():
         absent = _two_rounds(folder / "absent")
         absent.run(lambda name, group: GridFault(offline=(name, group) == ("b", "1")))
@@ -117,7 +117,7 @@ def _only_b(tamper: Callable[[Any], Any]) -> Callable[[str, str], GridFault]:
 
 
 def sent_before(folder: Path, tries: int) -> Iterator[Try]:
-    """Of the round before, of another run, of another site, and the same one twice; all signed."""
+    """Of the round before, another run or another site, and the same one twice; all signed."""
     chance = random.Random(15)
     with quick_disk():
         absent = SignedHospital(folder / "absent", rounds=2)

@@ -38,7 +38,7 @@ def _order(reason: str, **changes: Any) -> Case:
         except OrderRefusedError as error:
             good = error.reason == reason and site.workbench.trainers == []
             return Try(good, f"{error.reason}: {error}")
-        return Try(False, "it was trained")
+        return Try(passed=False, detail="it was trained")
 
     return case
 

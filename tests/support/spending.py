@@ -24,7 +24,7 @@ def chain_of(folder, place=None):
 
 
 def kill_spender(folder, times, seed):
-    """Let a site train in a real process and kill it with -9, again and again; yields after each."""
+    """Let a site train in a real process and kill it with -9, again and again."""
     private_site(folder)
     save_weights(folder / "base.safetensors", toy_weights())
     command = [sys.executable, "-m", "tests.support.private_toy", str(folder)]
