@@ -96,9 +96,20 @@ class Deployment:
     def begin_run(self, name: str) -> None:
         """Take another run of the same configuration, with its round-0 checkpoint."""
         self.config = self.config.model_copy(update={"name": name})
+        self._write_config()
+        started_run(self.config, self.run, run=name)
+
+    def set_deadline(self, seconds: float) -> None:
+        """Give the running coordinator another deadline; it is stopped and started again for it."""
+        terminated(self.processes["server"])
+        plan = self.config.federation.model_copy(update={"deadline_s": seconds})
+        self.config = self.config.model_copy(update={"federation": plan})
+        self._write_config()
+        self.serve()
+
+    def _write_config(self) -> None:
         text = yaml.safe_dump(self.config.model_dump(mode="json"))
         (self.folder / "run.yaml").write_text(text, encoding="utf-8")
-        started_run(self.config, self.run, run=name)
 
     def serve(self) -> subprocess.Popen[bytes]:
         """Start the coordinator, or start it again."""

@@ -22,7 +22,7 @@ PLAN = {
     "steps_per_round": 2,
     "expected_sites": 2,
     "min_sites": 2,
-    "deadline_s": 240.0,
+    "deadline_s": START_S,
     "discovery_timeout_s": START_S,
     "merge": {"student": "fedadam"},
 }
