@@ -17,7 +17,7 @@ import psutil
 import yaml
 
 from agssd_core.config import RunConfig
-from agssd_core.processes import free_port
+from agssd_core.processes import free_port, is_healthy
 from client.connection import load_connection, save_connection
 from faults.link import Link, opened
 from server.store import RunStore
@@ -115,7 +115,14 @@ class Deployment:
         """Start the coordinator, or start it again."""
         command = [BIN / "agssd-server", "serve", self.folder / "run.yaml"]
         command += ["--federation", self.federation, "--listen", f"127.0.0.1:{self.port}"]
-        return self._start("server", *command)
+        process = self._start("server", *command)
+        # Sites that find nobody try again after longer and longer pauses.
+        wait_for(
+            lambda: process.poll() is not None or is_healthy(self.port, self.federation / "ca.crt"),
+            START_S,
+            "the coordinator's door opening",
+        )
+        return process
 
     def connect(self, site: str) -> subprocess.Popen[bytes]:
         """Start a site, or start it again."""
