@@ -7,7 +7,7 @@ export FLWR_TELEMETRY_ENABLED := 0
 export FLWR_DISABLE_UPDATE_CHECK := 1
 export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION := 1
 
-.PHONY: demo deploy-demo test lint bench slow install wheelhouse clean
+.PHONY: demo deploy-demo test lint bench faults slow install wheelhouse clean
 
 demo: $(STAMP)
 	$(BIN)/agssd-sim run configs/simulation.yaml
@@ -32,6 +32,10 @@ lint: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks
+
+# Every fault of docs/reliability.md, as often as its row says; hours on a busy machine.
+faults: $(STAMP)
+	$(BIN)/python -m faults
 
 install: $(STAMP)
 

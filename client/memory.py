@@ -6,6 +6,7 @@ written last and makes the folder whole: a process killed before that leaves the
 round before as the newest, and the round is trained again to the same bits.
 """
 
+import errno
 import fcntl
 import json
 import re
@@ -26,6 +27,7 @@ from agssd_core.weights import Weights, load_weights, save_weights, weights_dige
 _REPLY, _REPLY_ARRAYS, _LOCAL = "reply.json", "reply.safetensors", "local.safetensors"
 _RESIDUAL = "residual.safetensors"
 _CONFIG = "config.json"
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
 
@@ -65,11 +67,20 @@ class RunMemory:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Wait until no other process trains this run here (an orphan of a killed node may)."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / "lock").open("w") as stream:
-            fcntl.flock(stream, fcntl.LOCK_EX)
-            yield
+        """Wait until no other process trains this run here (an orphan of a killed node may).
+
+        Raises:
+            CheckpointError: the disk was full, at any point of what is done under the lock.
+        """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with (self.folder / "lock").open("w") as stream:
+                fcntl.flock(stream, fcntl.LOCK_EX)
+                yield
+        except OSError as error:
+            if error.errno not in _NO_ROOM:
+                raise
+            raise _not_saved(error) from None
 
     @contextmanager
     def in_turn(self) -> Iterator[None]:
@@ -173,10 +184,7 @@ class RunMemory:
                     save_weights(folder / name, arrays)
             write_text(folder / _REPLY, json.dumps(content, indent=1, sort_keys=True))
         except (OSError, AgssdError) as error:
-            raise CheckpointError(
-                f"the round could not be saved at the site ({type(error).__name__}). Free disk "
-                "space; the round before is untouched and this one can be ordered again."
-            ) from None
+            raise _not_saved(error) from None
         for other in self.folder.glob("round-*"):
             if other != folder:
                 shutil.rmtree(other, ignore_errors=True)
@@ -191,6 +199,13 @@ class RunMemory:
             return LastRound(**content["last"]), header
         except (ValueError, KeyError, TypeError, AgssdError):
             return None
+
+
+def _not_saved(error: Exception) -> CheckpointError:
+    return CheckpointError(
+        f"the round could not be saved at the site ({type(error).__name__}). Free disk "
+        "space; the round before is untouched and this one can be ordered again."
+    )
 
 
 def _payload(folder: Path) -> Payload:

@@ -32,13 +32,14 @@ _UNREADABLE = ((wire.OversizeError, "size"), (ProtocolVersionError, "protocol"))
 
 @dataclass(frozen=True)
 class Sent:
-    """An order under way."""
+    """An order under way; an answer is awaited until ``due``, also when it was sent again."""
 
     site: str
     node: int
     nonce: str
     pushed: float
     tries: int
+    due: float
 
 
 @dataclass
@@ -87,7 +88,7 @@ class RoundExchange:
         """Order the round of these sites and take what they answer until their deadlines."""
         loop, wanted = self.loop, dict[str, float]()
         for site in sorted(nodes.keys() - set(self.spool.sites())):
-            self._order(site, nodes[site], wanted, tries=0)
+            self._order(site, nodes[site], wanted)
         arrivals = collect(
             wanted,
             loop.puller,
@@ -98,14 +99,18 @@ class RoundExchange:
         for identifier, reply in arrivals:
             sent = self._sent.pop(identifier)
             reason = self._take(sent, reply)
-            if reason in _RESENT and sent.tries < RESENDS:
-                self._order(sent.site, sent.node, wanted, tries=sent.tries + 1)
+            if reason in _RESENT and sent.tries < RESENDS and loop.clock() < sent.due:
+                self._order(sent.site, sent.node, wanted, before=sent)
             elif reason:
                 self.refuse(sent.site, reason)
         self._leave_late()
 
-    def _order(self, site: str, node: int, wanted: dict[str, float], *, tries: int) -> None:
+    def _order(
+        self, site: str, node: int, wanted: dict[str, float], *, before: Sent | None = None
+    ) -> None:
+        """Send an order; one that is sent again leaves the round's end where it was."""
         federation = self.loop.config.federation
+        tries = 0 if before is None else before.tries + 1
         # A site that could not use what it got is sent the weights whole.
         sealed = self._sealed(site, held=self.loop.book.held.get(site, "") if tries == 0 else "")
         message = wire.encode_order(sealed, node=node, ttl_s=federation.deadline_s * LATE_DEADLINES)
@@ -119,8 +124,9 @@ class RoundExchange:
         now = self.loop.clock()
         nonce = self._nonces[site] = sealed.order.nonce
         self.bytes_down[site] = self.bytes_down.get(site, 0) + size
-        self._sent[identifier] = Sent(site, node, nonce, now, tries)
-        wanted[identifier] = now + federation.deadline_s
+        due = now + federation.deadline_s if before is None else before.due
+        self._sent[identifier] = Sent(site, node, nonce, now, tries, due)
+        wanted[identifier] = due
         self.loop.board.ordered(site, size=size)
 
     def _sealed(self, site: str, *, held: str) -> SealedOrder:

@@ -120,6 +120,16 @@ def test_only_the_newest_round_stays_on_disk(site, tmp_path):
     assert kept == ["round-0002"]
 
 
+def test_a_disk_that_is_full_before_anything_was_saved_is_said(site, tmp_path, monkeypatch):
+    def full(path, *_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device", "/secret")
+
+    monkeypatch.setattr(memory_module, "write_text", full)
+    with pytest.raises(CheckpointError, match="Free disk space") as caught:
+        site.train_round(order_for(toy_weights()), toy_weights())
+    assert "secret" not in str(caught.value)
+
+
 def test_a_full_disk_leaves_the_round_before(site, tmp_path, monkeypatch):
     weights = toy_weights()
     site.train_round(order_for(weights), weights)

@@ -6,9 +6,8 @@ from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.app import ConfigRecord, Message, RecordDict
 
-from agssd_core.differences import encode
 from agssd_core.envelope import SealedOrder, SealedUpdate, sign, verify
 from agssd_core.errors import (
     AgssdError,
@@ -24,20 +23,14 @@ from agssd_core.protocol import (
     SiteHello,
     SiteQuery,
     UpdateHeader,
-    uplink_groups,
 )
 from agssd_core.signing import SigningKey
 from agssd_core.weights import weights_digest
 from client import wire as site_wire
-from client.bases import KeptBase
-from client.identity import Identity
-from client.site import Site, named_site
-from server.admission import AdmissionRules
+from client.site import named_site
 from server.exchange import read_update
-from simulation.grid import _act_as_server
-from tests.support.orders import config_for
-from tests.support.sealing import sealed_order
-from tests.support.toy import Hospital, ToyBench, toy_weights
+from tests.support.fuzzing import Pair, flipped, message_of
+from tests.support.toy import Hospital, ToyBench
 
 FLIPS = 1200
 _NAMED = ("signature", "digest", "protocol", "site")
@@ -49,71 +42,9 @@ def _fast_disk(monkeypatch):
     monkeypatch.setattr(os, "fsync", lambda _: None)
 
 
-class Pair:
-    """A signed order of round 1 and the site that answers it."""
-
-    def __init__(self, folder, wire):
-        folder.mkdir()
-        (folder / "facts.json").write_text('{"patients": 7}')
-        self.server_key, site_key = SigningKey.create(), SigningKey.create()
-        identity = Identity(site_key, self.server_key.public)
-        self.site = Site(folder, "north", ToyBench(), identity)
-        config = config_for(wire=wire)
-        before = toy_weights(1)
-        self.base, form = toy_weights(), {}
-        if wire != "float32":
-            coded = encode(before, self.base, residual={}, wire=wire)
-            self.base = coded.reached
-            form = {
-                "payload": coded.payload,
-                "wire": wire,
-                "previous_digest": weights_digest(before),
-            }
-            KeptBase.of(folder, "ct-mr").keep(before, weights_digest(before))
-        self.order = sealed_order(self.base, 1, config, key=self.server_key, **form)
-        self.rules = AdmissionRules(
-            base=self.base,
-            groups=uplink_groups("average"),
-            run="run-1",
-            cohort="ct-mr",
-            round=1,
-            steps=2,
-            base_digest=self.order.order.base_digest,
-            nonces={"north": self.order.order.nonce},
-            enrolled={"north": 7},
-            wire=wire,
-            keys={"north": (site_key.public,)},
-        )
-
-
 @pytest.fixture(params=["float32", "bf16", "int8"])
 def pair(request, tmp_path):
     return Pair(tmp_path / "north", request.param)
-
-
-def flipped(texts, parts, rng):
-    """One bit of the header's texts or of the parts, each byte as likely as any other."""
-    pool = {**texts, **parts}
-    sizes = np.array([len(value) for value in pool.values()])
-    # Half of the flips fall on the header, which is the smaller part of a real message.
-    names = list(texts) if rng.integers(2) else list(parts)
-    weights = np.array([len(pool[name]) for name in names], float)
-    name = names[int(rng.choice(len(names), p=weights / weights.sum()))]
-    value = pool[name]
-    data = bytearray(value.encode() if isinstance(value, str) else value)
-    data[int(rng.integers(len(data)))] ^= 1 << int(rng.integers(8))
-    assert sizes.all()
-    changed = data.decode("latin-1") if isinstance(value, str) else bytes(data)
-    return {n: changed if n == name else v for n, v in texts.items()}, {
-        n: changed if n == name else v for n, v in parts.items()
-    }
-
-
-def message_of(texts, parts, kind="train"):
-    _act_as_server()
-    arrays = {n: Array("uint8", (len(d),), "safetensors", d) for n, d in parts.items()}
-    content = RecordDict({"header": ConfigRecord(texts), "arrays": ArrayRecord(arrays)})
-    return Message(content, 7, kind, ttl=60.0, group_id="1")
 
 
 def test_no_flipped_bit_of_a_reply_reaches_the_merge(pair):

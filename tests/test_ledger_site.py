@@ -2,12 +2,7 @@
 
 import json
 import os
-import random
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -16,16 +11,16 @@ from agssd_core.accounting import epsilon
 from agssd_core.data.deidentify import ensure_secret
 from agssd_core.errors import OrderRefusedError
 from agssd_core.privacy_statement import PrivacyStatement
-from agssd_core.weights import save_weights
 from client.app import make_app
 from client.budget import limits_of
-from client.ledger import FILE, Ledger, LedgerPlace, population_of
+from client.ledger import FILE
 from client.ledger_chain import RESERVED
 from client.memory import RunMemory
 from client.purse import Purse
 from client.site import Site
 from tests.support.orders import config_for, order_for
 from tests.support.private_toy import RATE, SIGMA, STEPS, PrivateBench, private_site
+from tests.support.spending import chain_of, kill_spender
 from tests.support.toy import Hospital, ToyBench, toy_weights
 
 ROOT = Path(__file__).parent.parent
@@ -41,11 +36,6 @@ def _fast_disk(monkeypatch):
 @pytest.fixture
 def site(tmp_path, _fast_disk):
     return private_site(tmp_path / "north")
-
-
-def _chain(folder, place=None):
-    place = place or LedgerPlace.of_site(folder)
-    return Ledger(place, site="north", population=population_of(folder)).read()
 
 
 def _budget(folder, rounds):
@@ -64,13 +54,15 @@ def test_a_round_is_reserved_before_it_trains_and_committed_after(site):
     def watched(*args, **kwargs):
         trainer = trainer_of(*args, **kwargs)
         step = trainer._step
-        trainer._step = lambda *a: seen.append(_chain(site.folder).open_reservations()) or step(*a)
+        trainer._step = lambda *a: (
+            seen.append(chain_of(site.folder).open_reservations()) or step(*a)
+        )
         return trainer
 
     site.workbench.trainer = watched
     update = site.train_round(order_for(weights, 0, PLAN), weights)
     assert seen == [1] * STEPS
-    chain = _chain(site.folder)
+    chain = chain_of(site.folder)
     assert [entry.state for entry in chain.entries] == ["reserved", "committed"]
     statement = PrivacyStatement.checked(update.header.privacy)
     assert statement.epsilon == pytest.approx(epsilon([(SIGMA, RATE, STEPS)], delta=DELTA))
@@ -80,19 +72,19 @@ def test_a_round_is_reserved_before_it_trains_and_committed_after(site):
 def test_a_repeated_order_costs_nothing_and_a_retry_costs_again(site):
     weights = toy_weights()
     first = site.train_round(order_for(weights, 0, PLAN), weights)
-    paid = _chain(site.folder).history()
+    paid = chain_of(site.folder).history()
     again = Site(site.folder, "north", PrivateBench()).train_round(
         order_for(weights, 0, PLAN), weights
     )
     assert again.header.weights_digest == first.header.weights_digest
-    assert _chain(site.folder).history() == paid
+    assert chain_of(site.folder).history() == paid
     # The reply is lost: the round is trained again with other noise.
     (site.folder / "federation" / "run-1" / "round-0000" / "reply.json").unlink()
     fresh = Site(site.folder, "north", PrivateBench()).train_round(
         order_for(weights, 0, PLAN), weights
     )
     assert fresh.header.weights_digest != first.header.weights_digest
-    assert _chain(site.folder).history() == ((SIGMA, RATE, 2 * STEPS),)
+    assert chain_of(site.folder).history() == ((SIGMA, RATE, 2 * STEPS),)
 
 
 def test_what_a_lone_run_spent_is_never_more_than_all_in_the_last_bit(site, tmp_path):
@@ -238,46 +230,8 @@ def test_a_site_with_a_damaged_ledger_trains_no_more_and_the_others_go_on(tmp_pa
 # --- Killed at any moment ---
 
 
-def _kill(folder, times, seed):
-    """Let a site train in a real process and kill it with -9, again and again."""
-    private_site(folder)
-    save_weights(folder / "base.safetensors", toy_weights())
-    command = [sys.executable, "-m", "tests.support.private_toy", str(folder)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    moments, pipe = random.Random(seed), subprocess.PIPE
-    with subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdin=pipe, stdout=pipe, text=True
-    ) as spender:
-        round_s = float(spender.stdout.readline())
-        for _ in range(times):
-            spender.stdin.write("again\n")
-            spender.stdin.flush()
-            child = int(spender.stdout.readline())
-            time.sleep(moments.uniform(0.0, 4 * round_s))
-            os.kill(child, signal.SIGKILL)
-            assert int(spender.stdout.readline()) == -signal.SIGKILL  # it was training until then
-            _require_nothing_undercounted(folder)
-
-
-def _require_nothing_undercounted(folder):
-    chain = _chain(folder)
-    file = folder / "witness"
-    trained = file.read_text().split() if file.is_file() else []
-    paid = [entry.round for entry in chain.entries if entry.state == RESERVED]
-    # Every round that was begun, in its order: each time it was begun it was paid before.
-    waiting = list(paid)
-    for number in map(int, trained):
-        assert number in waiting, f"round {number} was trained and not paid"
-        waiting.remove(number)
-    last = RunMemory.of(folder, "run-1").last()
-    if last is not None:
-        committed = {entry.round for entry in chain.entries if entry.state == "committed"}
-        assert set(range(last.round)) <= committed | set(paid)
-        assert last.round in paid
-
-
 def _summary(folder):
-    chain = _chain(folder)
+    chain = chain_of(folder)
     trained = (folder / "witness").read_text().split()
     paid = sum(entry.state == RESERVED for entry in chain.entries)
     torn = len(list((folder / "private").glob("ledger.torn-*")))
@@ -291,14 +245,14 @@ def _summary(folder):
 
 
 def test_a_killed_site_has_paid_for_all_that_it_trained(tmp_path):
-    _kill(tmp_path / "north", times=8, seed=1)
+    assert len(list(kill_spender(tmp_path / "north", times=8, seed=1))) == 8
     found = _summary(tmp_path / "north")
     assert found["paid"] >= found["trained"] >= found["rounds"] > 0
 
 
 @pytest.mark.slow
 def test_a_site_killed_at_a_hundred_moments_has_paid_for_all_that_it_trained(tmp_path, capsys):
-    _kill(tmp_path / "north", times=100, seed=2)
+    assert len(list(kill_spender(tmp_path / "north", times=100, seed=2))) == 100
     found = _summary(tmp_path / "north")
     with capsys.disabled():
         print(f"\n100 kills: {found}")  # noqa: T201

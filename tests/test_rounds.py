@@ -151,6 +151,16 @@ def test_a_reply_lost_in_upload_is_ordered_again_and_answered_from_disk(hospital
     assert [trainer.steps_taken for trainer in struck.bench.trainers] == [12, 12, 12]
 
 
+def test_an_order_sent_again_leaves_the_rounds_end_where_it_was(hospital):
+    """As when a site was killed and is on line again just before the deadline."""
+    run = hospital(rounds=1)
+    grid = run.grid(only("b", 0, Fault(upload_fails=True, delay_s=80.0)))
+    run.run(grid=grid)
+    assert grid.time.clock() < 110
+    assert (0, "b", "no-reply") in run.reasons()
+    assert set(run.rows("merge")[0]["shares"]) == {"a", "c"}
+
+
 def test_a_duplicated_order_is_trained_once(hospital):
     twice, healthy = hospital("twice"), hospital("healthy")
     twice.run(lambda _name, _group: Fault(twice=True))

@@ -2,18 +2,12 @@
 
 import os
 
-import numpy as np
 import pytest
 
-from agssd_core.protocol import SiteUpdate
-from agssd_core.weights import weights_digest
-from server import wire
 from simulation.grid import Fault
-from tests.support.hostile import forged
-from tests.support.sealing import weights_in
-from tests.support.toy import Hospital, toy_weights
+from tests.support.poison import excess_of, poisoned
+from tests.support.toy import Hospital
 
-FIVE = tuple((name, 3) for name in "abcde")
 T2 = {"teacher": "server-ema"}
 
 
@@ -54,58 +48,14 @@ def test_discarding_the_late_leaves_the_weights_of_a_run_without_them(tmp_path):
     assert late.digest() == absent.digest()
 
 
-def _poison(groups):
-    """Reply with the base minus ten times the honest step, in these groups, properly sealed."""
-    base = toy_weights()
-
-    def tamper(message):
-        update = wire.decode_reply(message, max_bytes=1 << 20)
-        weights = {name: array.copy() for name, array in weights_in(update).items()}
-        for name in weights:
-            if name.split("/")[0] in groups:
-                weights[name] = base[name] - 10 * (weights[name] - base[name])
-        header = {**update.header.__dict__, "weights_digest": weights_digest(weights)}
-        return forged(SiteUpdate(type(update.header)(**header), weights), message)
-
-    return lambda name, group: Fault(tamper=tamper if (name, group) == ("b", "0") else None)
-
-
-def _excess(folder, merge, groups):
-    """Merged distance from the honest mean over the largest honest distance, by group."""
-    run = Hospital(folder / "x", FIVE, rounds=1, min_sites=5, merge=merge)
-    run.run(_poison(groups))
-    assert run.reasons() == []
-    merged, base = run.weights(), toy_weights()
-    keep = run.config.agssd.teacher.momentum_product(0, 4, 4)
-    honest = [trainer.shared_weights() for trainer in run.bench.trainers if trainer.site != "b"]
-    assert len(honest) == 4
-    if run.config.federation.merge.teacher_rule != "average":
-        for weights in honest:
-            for name in [name for name in weights if name.startswith("teacher/")]:
-                student = weights["student/" + name.removeprefix("teacher/")]
-                weights[name] = keep * base[name] + (1 - keep) * student
-    found = {}
-    for kind in ("student", "teacher"):
-        flat = [_flat(weights, kind) for weights in honest]
-        middle = np.mean(flat, axis=0)
-        reach = max(np.linalg.norm(vector - middle) for vector in flat)
-        found[kind] = float(np.linalg.norm(_flat(merged, kind) - middle) / reach)
-    return found
-
-
-def _flat(weights, kind):
-    names = sorted(name for name in weights if name.startswith(f"{kind}/"))
-    return np.concatenate([weights[name].ravel().astype(np.float64) for name in names])
-
-
 @pytest.mark.parametrize("groups", [("student",), ("teacher",), ("student", "teacher")], ids=str)
 @pytest.mark.parametrize("student", ["trimmed-mean", "median", "krum"])
 def test_robust_rules_hold_one_hostile_site_of_five(tmp_path, student, groups):
-    excess = _excess(tmp_path, {"student": student}, groups)
+    excess = excess_of(poisoned(tmp_path, {"student": student}, groups))
     assert max(excess.values()) <= 1 + 1e-5, excess
 
 
 @pytest.mark.parametrize("groups", [("student",), ("teacher",), ("student", "teacher")], ids=str)
 def test_plain_averaging_is_led_away(tmp_path, groups):
-    excess = _excess(tmp_path, {"student": "fedavg"}, groups)
+    excess = excess_of(poisoned(tmp_path, {"student": "fedavg"}, groups))
     assert all(excess[group] > 1 for group in groups), excess

@@ -7,55 +7,14 @@ import pytest
 
 from server import wire
 from simulation.grid import Fault
-from tests.support.hostile import forged, hostile
+from tests.support.hostile import BAD, forged, hostile, nothing
 from tests.support.toy import Hospital
-
-NAME = "student/head.w"
-
-
-def put(value):
-    def change(weights):
-        weights[NAME][1, 2] = value
-
-    return change
-
-
-def with_array(name, array):
-    return lambda weights: {**weights, name: array}
-
-
-def nothing(_weights):
-    return None
 
 
 @pytest.fixture(autouse=True)
 def _fast_disk(monkeypatch):
     """Nobody pulls a plug here: waiting for the disk is most of a toy round's time."""
     monkeypatch.setattr(os, "fsync", lambda _: None)
-
-
-BAD = {
-    "nan": (hostile(put(np.nan)), "non-finite"),
-    "inf": (hostile(put(-np.inf)), "non-finite"),
-    "huge": (hostile(put(1e30)), "magnitude"),
-    "shape": (hostile(with_array(NAME, np.zeros((5, 3), np.float32))), "schema"),
-    "broadcast": (hostile(with_array("state/density", np.zeros((1,), np.float32))), "schema"),
-    "dtype": (hostile(with_array(NAME, np.zeros((3, 5), np.float64))), "schema"),
-    "missing": (hostile(lambda w: {n: a for n, a in w.items() if n != NAME}), "schema"),
-    "extra": (hostile(with_array("student/extra", np.zeros(2, np.float32))), "schema"),
-    "negative-weight": (hostile(nothing, patient_count=-4), "weight"),
-    "no-weight": (hostile(nothing, patient_count=0), "weight"),
-    "great-weight": (hostile(nothing, patient_count=10**12), "weight"),
-    "other-run": (hostile(nothing, run="run-2"), "run"),
-    "other-round": (hostile(nothing, round=0), "round"),
-    "other-base": (hostile(nothing, base_digest="0" * 64), "base"),
-    "other-nonce": (hostile(nothing, nonce="0" * 32), "nonce"),
-    "other-site": (hostile(nothing, site="a"), "site"),
-    "fewer-steps": (hostile(nothing, steps=1), "steps"),
-    "version": (hostile(nothing, protocol=3), "protocol"),
-    "altered": (hostile(put(0.5), sealed=False), "digest"),
-    "far": (hostile(lambda w: {n: a + (n == NAME) * 900 for n, a in w.items()}), "norm"),
-}
 
 
 @pytest.fixture(scope="module")

@@ -13,57 +13,30 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from agssd_core.config import RunConfig, dump_config, parse_config
+from agssd_core.config import dump_config, parse_config
 from agssd_core.errors import CheckpointError
 from agssd_core.weights import weights_digest
 from server.manifest import package_versions
-from server.store import RoundRecord, RunStore
+from server.store import RunStore
+from tests.support.checkpoints import (
+    CONFIG,
+    FILES,
+    Bomb,
+    fail_at,
+    in_child,
+    record_of,
+    require_whole,
+    steps_of_a_save,
+    store_in,
+)
 from tests.support.merging import model
-
-CONFIG = dump_config(RunConfig())
-FILES = ("weights.safetensors", "server_state.safetensors", "manifest.json")
-
-
-def _record(index, **changes):
-    facts = {"run": "run-1", "round": index, "cohort": "ct-mr", "config": CONFIG}
-    return RoundRecord(**(facts | changes))
-
-
-def _store(folder, rounds=2, **settings):
-    store = RunStore(folder, **settings)
-    for index in range(rounds):
-        store.save_round(_record(index), model(index), state={"momentum/x": np.ones(3, "f4")})
-    return store
-
-
-def _in_child(action):
-    """Exit code of a forked child that runs ``action``; -9 when it was killed."""
-    child = os.fork()
-    if child == 0:  # pragma: no cover - the child leaves no coverage behind
-        with suppress(BaseException):
-            os._exit(action() or 0)
-        os._exit(99)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-
-def _whole(folder, allowed):
-    """Every checkpoint that exists is whole; the newest is one of ``allowed``."""
-    store = RunStore(folder)
-    for index in store.rounds():
-        found = store.load(index)
-        assert weights_digest(found.weights) == weights_digest(model(index))
-    newest = store.latest()
-    assert newest.round in allowed
-    assert newest.passed_over == ()
-    return newest.round
-
 
 # --- what is saved
 
 
 def test_a_checkpoint_comes_back_with_its_manifest(tmp_path):
     store = RunStore(tmp_path)
-    record = _record(4, sites=("a", "b"), shares={"a": 0.6, "b": 0.4}, extra={"nonce": [1]})
+    record = record_of(4, sites=("a", "b"), shares={"a": 0.6, "b": 0.4}, extra={"nonce": [1]})
     state = {"momentum/student/x": np.arange(3, dtype="f4")}
     manifest = store.save_round(record, model(1), state=state)
     found = store.load(4)
@@ -86,7 +59,7 @@ def test_a_package_that_is_missing_is_left_out(monkeypatch):
 
 
 def test_one_array_at_a_time(tmp_path):
-    read = _store(tmp_path).reader(1)
+    read = store_in(tmp_path).reader(1)
     np.testing.assert_array_equal(read("student/encoder.bias"), model(1)["student/encoder.bias"])
 
 
@@ -100,15 +73,15 @@ def test_an_empty_run_has_no_checkpoint(tmp_path):
 
 
 def test_only_the_newest_are_kept(tmp_path):
-    store = _store(tmp_path, rounds=6, keep=2)
+    store = store_in(tmp_path, rounds=6, keep=2)
     assert store.rounds() == [3, 4, 5]
-    assert _store(tmp_path / "all", rounds=6).rounds() == list(range(6))
+    assert store_in(tmp_path / "all", rounds=6).rounds() == list(range(6))
     assert not list(store.checkpoints.glob(".*"))
 
 
 def test_saving_a_round_again_replaces_it(tmp_path):
-    store = _store(tmp_path)
-    store.save_round(_record(1), model(7))
+    store = store_in(tmp_path)
+    store.save_round(record_of(1), model(7))
     assert weights_digest(store.load(1).weights) == weights_digest(model(7))
     assert not list(store.checkpoints.glob(".*"))
 
@@ -118,7 +91,7 @@ def test_saving_a_round_again_replaces_it(tmp_path):
 
 @pytest.mark.parametrize("file", FILES)
 def test_a_flipped_byte_is_found_wherever_it_is(file, tmp_path):
-    store = _store(tmp_path)
+    store = store_in(tmp_path)
     path = store.checkpoints / "round-0001" / file
     good = path.read_bytes()
     rng = random.Random(0)
@@ -135,7 +108,7 @@ def test_a_flipped_byte_is_found_wherever_it_is(file, tmp_path):
 
 @pytest.mark.parametrize("file", FILES)
 def test_a_missing_or_short_file_is_found(file, tmp_path):
-    store = _store(tmp_path)
+    store = store_in(tmp_path)
     path = store.checkpoints / "round-0001" / file
     path.write_bytes(path.read_bytes()[:-5])
     with pytest.raises(CheckpointError, match="round 1 is damaged"):
@@ -148,7 +121,7 @@ def test_a_missing_or_short_file_is_found(file, tmp_path):
 
 
 def test_nobody_goes_on_from_before_a_damaged_checkpoint_unasked(tmp_path, caplog):
-    store = _store(tmp_path, rounds=3)
+    store = store_in(tmp_path, rounds=3)
     path = store.checkpoints / "round-0002/weights.safetensors"
     good = path.read_bytes()
     path.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
@@ -158,15 +131,15 @@ def test_nobody_goes_on_from_before_a_damaged_checkpoint_unasked(tmp_path, caplo
     assert store.rounds() == [0, 1, 2]
     path.parent.rename(tmp_path / "away")
     assert store.resume(CONFIG).round == 1
-    store.save_round(_record(2), model(2))
-    assert _whole(tmp_path, {2}) == 2
+    store.save_round(record_of(2), model(2))
+    assert require_whole(tmp_path, {2}) == 2
     path.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
-    store.save_round(_record(2), model(2))
-    assert _whole(tmp_path, {2}) == 2
+    store.save_round(record_of(2), model(2))
+    assert require_whole(tmp_path, {2}) == 2
 
 
 def test_all_damaged_is_an_error(tmp_path):
-    store = _store(tmp_path)
+    store = store_in(tmp_path)
     for folder in store.checkpoints.glob("round-*"):
         (folder / "manifest.json").write_text("[]")
     with pytest.raises(CheckpointError, match="all 2 checkpoints"):
@@ -174,30 +147,25 @@ def test_all_damaged_is_an_error(tmp_path):
 
 
 def test_a_checkpoint_under_another_rounds_name_is_refused(tmp_path):
-    store = _store(tmp_path)
+    store = store_in(tmp_path)
     (store.checkpoints / "round-0001").rename(store.checkpoints / "round-0009")
     with pytest.raises(CheckpointError, match="that of round 1"):
         store.load(9)
 
 
 def test_another_format_is_refused(tmp_path, monkeypatch):
-    store = _store(tmp_path)
+    store = store_in(tmp_path)
     monkeypatch.setattr("server.store.FORMAT", 2)
     with pytest.raises(CheckpointError, match="Use the version that wrote it"):
         store.load(1)
 
 
-class _Bomb:
-    def __reduce__(self):
-        return os.abort, ()
-
-
 @pytest.mark.parametrize("file", FILES)
 def test_pickle_is_refused_even_with_a_matching_digest(file, tmp_path):
     """Reliability row 13."""
-    store = _store(tmp_path)
+    store = store_in(tmp_path)
     folder = store.checkpoints / "round-0001"
-    (folder / file).write_bytes(pickle.dumps(_Bomb()))
+    (folder / file).write_bytes(pickle.dumps(Bomb()))
     with pytest.raises(CheckpointError, match="damaged"):
         store.load(1)
     if file != "manifest.json":
@@ -208,74 +176,40 @@ def test_pickle_is_refused_even_with_a_matching_digest(file, tmp_path):
 # --- interruptions
 
 
-def _fail_at(monkeypatch_target, step, action):
-    """Wrap every call that touches the disk; the ``step``-th one performs ``action`` instead."""
-    import agssd_core.weights
-    import server.store
-
-    seen = {"count": -1}
-
-    def counted(function):
-        def call(*args, **kwargs):
-            seen["count"] += 1
-            if seen["count"] == step:
-                action()
-            return function(*args, **kwargs)
-
-        return call
-
-    monkeypatch_target.setattr(os, "fsync", counted(os.fsync))
-    monkeypatch_target.setattr(Path, "replace", counted(Path.replace))
-    monkeypatch_target.setattr(Path, "mkdir", counted(Path.mkdir))
-    monkeypatch_target.setattr(
-        agssd_core.weights, "save_file", counted(agssd_core.weights.save_file)
-    )
-    monkeypatch_target.setattr(server.store.shutil, "rmtree", counted(server.store.shutil.rmtree))
-    return seen
-
-
-def _steps_of_a_save(tmp_path):
-    with pytest.MonkeyPatch.context() as patch:
-        store = _store(tmp_path / "count", keep=1)
-        seen = _fail_at(patch, -2, lambda: None)
-        store.save_round(_record(2), model(2))
-        return seen["count"] + 1
-
-
 def test_a_server_killed_at_any_step_leaves_whole_checkpoints(tmp_path):
     """Reliability row 3: the process vanishes at each boundary, no clean-up runs."""
-    steps = _steps_of_a_save(tmp_path)
+    steps = steps_of_a_save(tmp_path)
     assert steps >= 15
     ends = set()
     for step in range(steps):
         folder = tmp_path / str(step)
-        store = _store(folder, keep=1)
+        store = store_in(folder, keep=1)
 
         def save_and_vanish(store=store, step=step):
             patch = pytest.MonkeyPatch()
-            _fail_at(patch, step, lambda: os._exit(9))
-            store.save_round(_record(2), model(2))
+            fail_at(patch, step, lambda: os._exit(9))
+            store.save_round(record_of(2), model(2))
 
-        assert _in_child(save_and_vanish) == 9
-        ends.add(_whole(folder, {1, 2}))
+        assert in_child(save_and_vanish) == 9
+        ends.add(require_whole(folder, {1, 2}))
         # The next server is not hindered by what the dead one left.
-        RunStore(folder, keep=1).save_round(_record(2), model(2))
-        assert _whole(folder, {2}) == 2
+        RunStore(folder, keep=1).save_round(record_of(2), model(2))
+        assert require_whole(folder, {2}) == 2
         assert not list((folder / "checkpoints").glob(".*"))
     assert ends == {1, 2}
 
 
 def test_replacing_a_round_survives_a_kill_at_any_step(tmp_path):
-    for step in range(_steps_of_a_save(tmp_path) + 2):
-        store = _store(tmp_path / str(step))
+    for step in range(steps_of_a_save(tmp_path) + 2):
+        store = store_in(tmp_path / str(step))
 
         def save_and_vanish(store=store, step=step):
             patch = pytest.MonkeyPatch()
-            _fail_at(patch, step, lambda: os._exit(9))
-            store.save_round(_record(1), model(1))
+            fail_at(patch, step, lambda: os._exit(9))
+            store.save_round(record_of(1), model(1))
 
-        assert _in_child(save_and_vanish) in (0, 9)
-        _whole(tmp_path / str(step), {0, 1})
+        assert in_child(save_and_vanish) in (0, 9)
+        require_whole(tmp_path / str(step), {0, 1})
 
 
 def test_a_failing_disk_at_any_step_is_a_typed_error(tmp_path):
@@ -283,24 +217,24 @@ def test_a_failing_disk_at_any_step_is_a_typed_error(tmp_path):
         raise OSError(28, "No space left on device", "/secret/path")
 
     said = []
-    for step in range(_steps_of_a_save(tmp_path)):
+    for step in range(steps_of_a_save(tmp_path)):
         folder = tmp_path / str(step)
-        store = _store(folder, keep=1)
+        store = store_in(folder, keep=1)
         with pytest.MonkeyPatch.context() as patch:
-            _fail_at(patch, step, fail)
+            fail_at(patch, step, fail)
             try:
-                store.save_round(_record(2), model(2))
+                store.save_round(record_of(2), model(2))
             except CheckpointError as error:
                 said.append(str(error))
         assert not list((folder / "checkpoints").glob("*.tmp"))
-        _whole(folder, {1, 2})
+        require_whole(folder, {1, 2})
     assert len(said) >= 12
     assert all("Free disk space" in text and "secret" not in text for text in said)
 
 
 def test_nothing_is_renamed_before_it_is_on_the_disk(tmp_path, monkeypatch):
     """A power cut cannot be staged, so the order of the calls is what is checked."""
-    store, trail = _store(tmp_path), []
+    store, trail = store_in(tmp_path), []
     fsync, replace = os.fsync, Path.replace
 
     def named_fsync(descriptor):
@@ -313,7 +247,7 @@ def test_nothing_is_renamed_before_it_is_on_the_disk(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "fsync", named_fsync)
     monkeypatch.setattr(Path, "replace", named_replace)
-    store.save_round(_record(2), model(2))
+    store.save_round(record_of(2), model(2))
     published = trail.index(("rename", ".round-0002.tmp", "round-0002"))
     assert trail[published + 1 :] == [("sync", "checkpoints")]
     for file in FILES:
@@ -324,7 +258,7 @@ def test_nothing_is_renamed_before_it_is_on_the_disk(tmp_path, monkeypatch):
 
 
 def test_kill_9_at_random_moments(tmp_path):
-    store = _store(tmp_path, rounds=1)
+    store = store_in(tmp_path, rounds=1)
     rng = random.Random(1)
     for _ in range(12):
         before = store.rounds()[-1]
@@ -332,7 +266,7 @@ def test_kill_9_at_random_moments(tmp_path):
         if child == 0:  # pragma: no cover
             with suppress(BaseException):
                 for index in range(before + 1, 10_000):
-                    store.save_round(_record(index), model(index))
+                    store.save_round(record_of(index), model(index))
             os._exit(1)
         patience = time.monotonic() + 30
         while store.rounds()[-1] == before and time.monotonic() < patience:
@@ -341,24 +275,24 @@ def test_kill_9_at_random_moments(tmp_path):
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
         assert store.latest().passed_over == ()
-    _whole(tmp_path, set(range(12, 10_000)))
+    require_whole(tmp_path, set(range(12, 10_000)))
 
 
 def test_a_full_disk_leaves_no_partial_checkpoint(tmp_path):
     """Reliability row 4, by a limit on file size that the kernel enforces."""
-    store = _store(tmp_path)
+    store = store_in(tmp_path)
 
     def save_on_a_full_disk():
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (512, 512))
         try:
-            store.save_round(_record(2), model(2))
+            store.save_round(record_of(2), model(2))
         except CheckpointError as error:
             return 7 if "Free disk space" in str(error) else 8
         return 0
 
-    assert _in_child(save_on_a_full_disk) == 7
-    assert _whole(tmp_path, {1}) == 1
+    assert in_child(save_on_a_full_disk) == 7
+    assert require_whole(tmp_path, {1}) == 1
     assert sorted(p.name for p in store.checkpoints.iterdir()) == ["round-0000", "round-0001"]
 
 
@@ -366,15 +300,15 @@ def test_a_full_disk_leaves_no_partial_checkpoint(tmp_path):
 
 
 def test_two_servers_cannot_write_one_run(tmp_path):
-    first, second = _store(tmp_path), RunStore(tmp_path)
+    first, second = store_in(tmp_path), RunStore(tmp_path)
     with first.writing():
-        first.save_round(_record(2), model(2))
+        first.save_round(record_of(2), model(2))
         with pytest.raises(CheckpointError, match="another server is writing"), second.writing():
             pass
         with pytest.raises(CheckpointError, match="another server is writing"):
-            second.save_round(_record(2), model(2))
+            second.save_round(record_of(2), model(2))
         assert second.latest().round == 2
-    second.save_round(_record(3), model(3))
+    second.save_round(record_of(3), model(3))
 
 
 def test_the_lock_of_a_killed_server_is_gone(tmp_path):
@@ -384,7 +318,7 @@ def test_the_lock_of_a_killed_server_is_gone(tmp_path):
         with store.writing():
             os._exit(5)
 
-    assert _in_child(hold_and_vanish) == 5
+    assert in_child(hold_and_vanish) == 5
     with store.writing():
         pass
 
@@ -405,7 +339,7 @@ def test_the_lock_of_a_killed_server_is_gone(tmp_path):
     ],
 )
 def test_a_config_that_changes_the_result_cannot_resume(override, tmp_path):
-    store = _store(tmp_path)
+    store = store_in(tmp_path)
     other = dump_config(parse_config({}, [override]))
     with pytest.raises(CheckpointError, match=override.split("=")[0].replace(".", r"\.")) as caught:
         store.resume(other)
@@ -418,7 +352,7 @@ def test_a_config_that_changes_the_result_cannot_resume(override, tmp_path):
     ["name=other", "tracking.mlflow=true", "federation.deadline_s=5", "federation.keep=3"],
 )
 def test_a_config_that_changes_no_bit_may_resume(override, tmp_path):
-    store = _store(tmp_path)
+    store = store_in(tmp_path)
     assert store.resume(dump_config(parse_config({}, [override]))).round == 1
 
 
@@ -437,7 +371,7 @@ def _rows(log, rounds):
 def test_a_resumed_runs_metrics_equal_an_uninterrupted_ones(torn, tmp_path):
     straight = RunStore(tmp_path / "straight")
     _rows(straight.metrics, range(4))
-    store = _store(tmp_path / "resumed", rounds=3)
+    store = store_in(tmp_path / "resumed", rounds=3)
     _rows(store.metrics, range(3))  # round 2 was written, its checkpoint was not
     with store.metrics.path.open("ab") as stream:
         stream.write(torn)

@@ -32,10 +32,10 @@ def small_sites(folder, **modalities):
     }
 
 
-def started_run(config, folder):
+def started_run(config, folder, run="run-1"):
     """A run's folder with its round-0 checkpoint."""
     store = RunStore(folder)
     model = build_model(config.agssd, seed=config.seed)
-    record = RoundRecord("run-1", 0, config.federation.cohort, dump_config(config))
+    record = RoundRecord(run, 0, config.federation.cohort, dump_config(config))
     store.save_round(record, model.shared_weights())
     return store

@@ -1,0 +1,26 @@
+"""The page that quotes the suite's table."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from faults.suite import Outcome
+
+_MARK = "<!-- below: written by python -m faults --write -->"
+
+
+def write_page(file: Path, outcomes: Sequence[Outcome], machine: str) -> None:
+    """Put the table below what a hand wrote in the page."""
+    text = file.read_text(encoding="utf-8") if file.is_file() else "# Reliability\n\n"
+    above = text.split(_MARK)[0].rstrip()
+    failed = [each for each in outcomes if not each.met]
+    passed, tried = (sum(getattr(each, name) for each in outcomes) for name in ("passed", "tried"))
+    loads, dates = [each.load for each in outcomes], [each.date for each in outcomes]
+    lines = [
+        machine,
+        f"from {min(dates)} to {max(dates)}; load of the machine {min(loads)} to {max(loads)}",
+        *(each.line() for each in outcomes),
+        f"{passed}/{tried} tries of {len(outcomes)} faults passed",
+        f"failed: {len(failed)} fault(s)" if failed else "all passed",
+    ]
+    body = "\n".join(lines)
+    file.write_text(f"{above}\n\n{_MARK}\n\n```\n{body}\n```\n", encoding="utf-8")
