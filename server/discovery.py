@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-from agssd_core.application import CODE_DECLINED
+from agssd_core.application import DECLINED_UNOPENED
 from agssd_core.config import FederationConfig
 from agssd_core.envelope import SealedRefusal
 from agssd_core.errors import AgssdError, CheckpointError
@@ -146,7 +146,7 @@ class SiteBook:
 
     def _read_answers(self) -> None:
         for identifier, (node, _) in sorted(self._asked.items(), key=lambda item: item[1]):
-            reply = self.puller.poll(identifier)
+            reply = self.puller.poll(identifier, MAX_HELLO_BYTES)
             if reply is None:
                 continue
             del self._asked[identifier]
@@ -182,7 +182,7 @@ class SiteBook:
     def _note(self, node: int, text: str) -> None:
         """Remember that a known site declined the very application."""
         site = None if self.members is None else self.members.site_of(node)
-        if site is not None and text == CODE_DECLINED:
+        if site is not None and text in DECLINED_UNOPENED:
             self.declined[site] = text
 
     def _leave_out(self, node: int) -> None:

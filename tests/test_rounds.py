@@ -293,7 +293,12 @@ def test_a_hanging_pull_stalls_nobody_else():
     wanted = dict.fromkeys(["bad", "one", "two", "three"], time.monotonic() + 0.6)
     started = time.monotonic()
     found = collect(
-        wanted, ThreadedPuller(grid), poll_s=0.01, clock=time.monotonic, sleep=time.sleep
+        wanted,
+        ThreadedPuller(grid),
+        max_bytes=1 << 20,
+        poll_s=0.01,
+        clock=time.monotonic,
+        sleep=time.sleep,
     )
     try:
         assert {identifier for identifier, _ in found} == {"one", "two", "three"}
