@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 
 from agssd_core.differences import Payload
 from agssd_core.errors import PayloadError, SignatureError
-from agssd_core.protocol import Refusal, RoundOrder, UpdateHeader
+from agssd_core.protocol import Refusal, RoundOrder, SiteHello, UpdateHeader
 from agssd_core.signing import Purpose, SigningKey, VerifyKey, canonical
 
 
@@ -37,7 +37,15 @@ class SealedRefusal:
     signature: str = ""
 
 
-Signed = RoundOrder | UpdateHeader | Refusal
+@dataclass(frozen=True)
+class SealedHello:
+    """What a site says of itself; ``signature`` is empty on an unsigned connection."""
+
+    hello: SiteHello
+    signature: str = ""
+
+
+Signed = RoundOrder | UpdateHeader | Refusal | SiteHello
 
 
 def digests_of(payload: Mapping[str, bytes]) -> dict[str, str]:
@@ -116,4 +124,6 @@ def _is_plain(signature: str) -> bool:
 def _purpose(record: Signed) -> Purpose:
     if isinstance(record, RoundOrder):
         return "order"
+    if isinstance(record, SiteHello):
+        return "hello"
     return "update" if isinstance(record, UpdateHeader) else "refusal"

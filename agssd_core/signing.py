@@ -26,7 +26,7 @@ from agssd_core.errors import KeyFileError, SignatureError
 from agssd_core.weights import write_bytes
 
 Purpose = Literal[
-    "order", "update", "refusal", "journal", "enrolment", "kit", "checkpoint", "ledger"
+    "order", "update", "refusal", "journal", "enrolment", "kit", "checkpoint", "ledger", "hello"
 ]
 _PREFIX = "ed25519:"
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 
 from agssd_core.differences import Payload
-from agssd_core.envelope import SealedOrder, SealedRefusal, SealedUpdate
+from agssd_core.envelope import SealedHello, SealedOrder, SealedRefusal, SealedUpdate
 from agssd_core.errors import OversizeError, ProtocolError
 from agssd_core.protocol import Refusal, SiteHello, SiteQuery, UpdateHeader
 from agssd_core.weights import GROUPS
@@ -30,7 +30,7 @@ class Fault:
     at_site: bool
 
 
-Reply = SealedUpdate | SealedRefusal | SiteHello | Fault
+Reply = SealedUpdate | SealedRefusal | SealedHello | Fault
 
 
 def encode_query(query: SiteQuery, *, node: int, ttl_s: float) -> Message:
@@ -68,7 +68,7 @@ def decode_reply(message: Message, *, max_bytes: int) -> Reply:
         raise ProtocolError("a reply came without a header. Use the same version on both sides.")
     body, signature = str(record.get("body", "")), str(record.get("signature", ""))
     if record.get("kind") == "hello":
-        return SiteHello.from_json(body)
+        return SealedHello(SiteHello.from_json(body), signature)
     if record.get("kind") == "refusal":
         return SealedRefusal(Refusal.from_json(body), signature)
     if record.get("kind") != "update":

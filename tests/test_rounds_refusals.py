@@ -5,6 +5,7 @@ import os
 import numpy as np
 import pytest
 
+from agssd_core.protocol import PROTOCOL_VERSION
 from server import wire
 from simulation.grid import Fault
 from tests.support.hostile import forged, hostile
@@ -52,7 +53,7 @@ BAD = {
     "other-nonce": (hostile(nothing, nonce="0" * 32), "nonce"),
     "other-site": (hostile(nothing, site="a"), "site"),
     "fewer-steps": (hostile(nothing, steps=1), "steps"),
-    "version": (hostile(nothing, protocol=3), "protocol"),
+    "version": (hostile(nothing, protocol=PROTOCOL_VERSION + 1), "protocol"),
     "altered": (hostile(put(0.5), sealed=False), "digest"),
     "far": (hostile(lambda w: {n: a + (n == NAME) * 900 for n, a in w.items()}), "norm"),
 }
