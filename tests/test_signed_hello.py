@@ -1,13 +1,13 @@
 """Who a node is: in a signed run the site's own signature over the very question, or nobody."""
 
 import os
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 
 from agssd_core.envelope import SealedHello, sign
 from agssd_core.journal import Journal, entries_of
-from agssd_core.signing import SigningKey
+from agssd_core.signing import SigningKey, canonical
 from client import wire as site_wire
 from server import wire as server_wire
 from server.chronicle import Chronicle
@@ -98,9 +98,7 @@ def test_a_signature_of_another_record_is_none(signed, without_b):
     key = signed.identities["b"].signing_key
 
     def change(sealed):
-        order = replace(sealed.hello)
-        text = key.sign("update", b"{}")
-        return SealedHello(order, text)
+        return SealedHello(sealed.hello, key.sign("update", canonical(asdict(sealed.hello))))
 
     signed.run(answering("b", change))
     assert signed.reasons() == [(0, "b", "signature")]
