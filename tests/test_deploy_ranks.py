@@ -31,12 +31,22 @@ def _of(process, *words):
 
 
 def _ranks(site):
-    """The two processes that train, without torchrun itself, which also names the worker."""
-    return [
-        each
-        for each in _of(site, "agssd_core.training.worker")
-        if "torch.distributed.run" not in each.cmdline()
-    ]
+    """The processes that train."""
+    workers = _of(site, "agssd_core.training.worker")
+    return [rank for worker in workers for rank in _of(worker, "--multiprocessing-fork")]
+
+
+def _listeners(site):
+    """Addresses on which anything of the site listens."""
+    found = set()
+    for member in psutil.Process(site.pid).children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            found |= {
+                each.laddr.ip
+                for each in member.net_connections(kind="inet")
+                if each.status == psutil.CONN_LISTEN
+            }
+    return found
 
 
 def _wait(condition, seconds):
