@@ -11,6 +11,12 @@ from agssd_core.protocol import PROTOCOL_VERSION
 CODE_DECLINED = "declined-policy-code"
 """What a site answers to a bundle that is not on its list."""
 
+SIZE_DECLINED = "declined-size"
+"""What a site answers to a message that declares or brings more than its policy takes."""
+
+DECLINED_UNOPENED = (CODE_DECLINED, SIZE_DECLINED)
+"""Answers of a site's node itself, which no trainer has seen or signed."""
+
 SITE_COMPONENT = "client.app:app"
 
 

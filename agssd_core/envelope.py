@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from agssd_core.delivery import Certificate, FinalOrder, FinalReceipt
 from agssd_core.differences import Payload
 from agssd_core.errors import PayloadError, SignatureError
-from agssd_core.protocol import Refusal, RoundOrder, UpdateHeader
+from agssd_core.protocol import Refusal, RoundOrder, SiteHello, UpdateHeader
 from agssd_core.signing import Purpose, SigningKey, VerifyKey, canonical
 
 
@@ -39,6 +39,14 @@ class SealedRefusal:
 
 
 @dataclass(frozen=True)
+class SealedHello:
+    """What a site says of itself; ``signature`` is empty on an unsigned connection."""
+
+    hello: SiteHello
+    signature: str = ""
+
+
+@dataclass(frozen=True)
 class SealedFinal:
     """A final checkpoint with its weights undecoded."""
 
@@ -55,11 +63,12 @@ class SealedReceipt:
     signature: str = ""
 
 
-Signed = RoundOrder | UpdateHeader | Refusal | Certificate | FinalOrder | FinalReceipt
+Signed = RoundOrder | UpdateHeader | Refusal | SiteHello | Certificate | FinalOrder | FinalReceipt
 _PURPOSES: dict[type[Signed], Purpose] = {
     RoundOrder: "order",
     UpdateHeader: "update",
     Refusal: "refusal",
+    SiteHello: "hello",
     Certificate: "checkpoint",
     FinalOrder: "delivery",
     FinalReceipt: "receipt",

@@ -77,6 +77,10 @@ class ProtocolVersionError(ProtocolError):
     """The other side speaks another version of the protocol; the text says which to upgrade."""
 
 
+class OversizeError(ProtocolError):
+    """A message holds or declares more bytes than its cap."""
+
+
 class KeyFileError(AgssdError):
     """A key or certificate is missing, damaged, readable by others or of another kind."""
 

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal, Self
 from agssd_core.errors import ProtocolError, ProtocolVersionError
 from agssd_core.weights import Weights
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 
 Side = Literal["server", "site"]
 HELD = "held"
@@ -142,12 +142,13 @@ class RoundOrder(Record):
 
 @dataclass(frozen=True)
 class SiteQuery(Record):
-    """The server's question who a node is."""
+    """The server's question who a node is; ``nonce`` is random hex that the answer echoes."""
 
     sender = "server"
 
     protocol: int
     cohort: str
+    nonce: str = ""
 
 
 @dataclass(frozen=True)
@@ -157,6 +158,7 @@ class SiteHello(Record):
     Attributes:
         wires: forms of weights that it reads, separated by spaces.
         held: digest of the cohort's base that it keeps, empty when it keeps none.
+        nonce: the question's.
     """
 
     sender = "site"
@@ -169,6 +171,7 @@ class SiteHello(Record):
     software: str
     wires: str = "float32"
     held: str = ""
+    nonce: str = ""
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,7 @@ Purpose = Literal[
     "ledger",
     "delivery",
     "receipt",
+    "hello",
 ]
 _PREFIX = "ed25519:"
 

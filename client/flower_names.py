@@ -28,7 +28,12 @@ _HOOKS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
             "max_wait_time",
         ),
         "_insert_message": ("msg", "state", "store"),
+        "pull_objects": ("object_ids", "pull_object_fn"),
         "time": (),
+    },
+    "flwr.supercore.inflatable.inflatable_object": {
+        "iterate_object_tree": ("tree",),
+        "get_object_head_values_from_object_content": ("object_content",),
     },
     "flwr.supernode.runtime.run_clientapp": {
         "run_clientapp": (

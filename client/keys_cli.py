@@ -61,7 +61,8 @@ def renew(
 ) -> None:
     """Make the next keys and a request that the present key vouches for.
 
-    The present key stays in use until `agssd-site enrol --answer`.
+    The present key stays in use until `agssd-site enrol --answer`; a running `agssd-site run`
+    then takes the new one up by itself.
 
     Example: agssd-site renew /srv/site
     """

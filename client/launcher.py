@@ -3,9 +3,9 @@
 The private names of Flower that this file relies on are listed and checked in
 ``client/flower_names.py``; the start is refused when one is missing. What is added:
 
-- The bundle's digest is held against the site's list before the bundle is opened; another one is
-  answered with a refusal, and nothing of it is unpacked or imported, ever: a task runs the app
-  that is installed at the site.
+- Bundle and size of a message are checked before anything of it is opened (client/pulling.py).
+  Nothing of a bundle is unpacked or imported, ever: a task runs the app that is installed at the
+  site.
 - An exception's text never leaves; Flower's own error replies say the class of the exception.
 - A node that was killed signs off first when it starts again, so it need not wait for its
   heartbeat to lapse.
@@ -27,13 +27,11 @@ from types import SimpleNamespace
 from typing import Any
 
 from flwr.app import Error, Message, RecordDict
-from flwr.common.constant import ErrorCode
 
-from agssd_core.application import CODE_DECLINED, application_toml
-from agssd_core.errors import AgssdError
+from agssd_core.application import application_toml
 from agssd_core.weights import write_text
 from client.flower_names import require_hooks
-from client.site_journal import SiteJournal
+from client.pulling import Door, guarded
 
 log = logging.getLogger(__name__)
 
@@ -49,21 +47,20 @@ def application_digest() -> str:
         return hashlib.sha256(build_fab_from_disk(Path(name))).hexdigest()
 
 
-def run_node(
-    arguments: list[str], *, allowed: frozenset[str], memory: Path, site: Path | None = None
-) -> None:
+def run_node(arguments: list[str], *, door: Door, memory: Path) -> None:
     """Become a SuperNode.
 
     Args:
         arguments: of ``flower-supernode``.
-        allowed: digests of bundles that this site answers.
+        door: what the node lets in.
         memory: file that remembers the node's id, for a start after ``kill -9``.
-        site: folder whose journal notes an application that was declined.
+
+    Raises:
+        EngineError: another Flower is installed than this version needs.
     """
     require_hooks()
     engine = _module("flwr.supernode.start_client_internal")
-    pull = engine._pull_and_store_message
-    engine._pull_and_store_message = _guarding(pull, engine, allowed, journal=site)
+    engine._pull_and_store_message = guarded(engine._pull_and_store_message, engine, door)
     engine._init_connection = _signing_off_first(engine._init_connection, memory)
     engine.time = _impatient()
     _without_exception_texts()
@@ -108,55 +105,6 @@ def local_message(kind: str, content: RecordDict) -> Message:
 def _module(name: str) -> Any:
     """A module of Flower whose names we use or replace."""
     return import_module(name)
-
-
-class _CodeRefusedError(Exception):
-    """The bundle is not on the site's list."""
-
-
-def _guarding(
-    pull: Callable[..., Any], engine: Any, allowed: frozenset[str], *, journal: Path | None = None
-) -> Callable[..., Any]:
-    """The engine's pull, with the bundle's digest checked before anything opens it."""
-
-    def guarded(**given: Any) -> Any:
-        seen: list[Message] = []
-
-        def receive() -> Any:
-            found = given["receive"]()
-            if found is not None:
-                seen.append(found[0])
-            return found
-
-        def get_fab(digest: str, run: int) -> Any:
-            if digest not in allowed:
-                raise _CodeRefusedError
-            fab = given["get_fab"](digest, run)
-            if hashlib.sha256(fab.content).hexdigest() != digest:
-                raise _CodeRefusedError
-            return fab
-
-        try:
-            return pull(**(given | {"receive": receive, "get_fab": get_fab}))
-        except _CodeRefusedError:
-            log.warning("declined: the application is not one that this site allows")
-            _note_declined(journal)
-            message = seen[-1]
-            refusal = Message(Error(ErrorCode.INVALID_FAB, CODE_DECLINED), reply_to=message)
-            engine._insert_message(refusal, given["state"], given["object_store"])
-            return message.metadata.run_id
-
-    return guarded
-
-
-def _note_declined(site: Path | None) -> None:
-    """In the site's journal; what cannot be noted stays declined."""
-    journal = None if site is None else SiteJournal.of(site)
-    try:
-        if journal is not None:
-            journal.append("refusal", {"reason": "policy-code"})
-    except (AgssdError, OSError) as error:
-        log.error("a refusal could not be journalled (%s)", type(error).__name__)
 
 
 def _signing_off_first(connect: Callable[..., Any], memory: Path) -> Callable[..., Any]:
@@ -269,13 +217,14 @@ def main() -> None:
     parser.add_argument("--allow", action="append", default=[])
     parser.add_argument("--memory", type=Path)
     parser.add_argument("--site", type=Path)
+    parser.add_argument("--key-id", type=int, default=0)
     given = parser.parse_args(sys.argv[1:split])
     arguments = sys.argv[split + 1 :]
     if given.role == "executor":
         run_executor(arguments)
     else:
-        allowed = frozenset(given.allow)
-        run_node(arguments, allowed=allowed, memory=given.memory, site=given.site)
+        door = Door(frozenset(given.allow), given.site, given.key_id)
+        run_node(arguments, door=door, memory=given.memory)
 
 
 if __name__ == "__main__":

@@ -30,6 +30,8 @@ work:
   least_steps: 2
   least_batch: 2
   least_images: 16
+  # Most MB that an order may bring; a larger one is refused before its weights are fetched.
+  order_megabytes: 4096
 
 plans:
   # SHA-256 of plans as `agssd-site policy check SITE --config FILE` prints them; none listed:
@@ -78,7 +80,7 @@ def in_words(policy: SitePolicy) -> list[tuple[str, str]]:
             "work",
             f"up to {work.rounds} rounds of {work.steps_per_round} steps; at least "
             f"{work.least_steps} steps of {work.least_batch} images, {work.least_images} images a "
-            "round",
+            f"round; orders up to {work.order_megabytes:g} MB",
         ),
         ("plans", f"{listed}{', with ' + bounds if bounds else ''}"),
         (

@@ -11,7 +11,7 @@ from typing import get_args
 from agssd_core.config import Cohort, RunConfig
 from agssd_core.config.node import name_problem
 from agssd_core.differences import WIRES
-from agssd_core.envelope import SealedOrder, SealedRefusal, SealedUpdate, sign
+from agssd_core.envelope import SealedHello, SealedOrder, SealedRefusal, SealedUpdate, sign
 from agssd_core.errors import OrderRefusedError
 from agssd_core.protocol import (
     PROTOCOL_VERSION,
@@ -21,6 +21,7 @@ from agssd_core.protocol import (
     SiteQuery,
     version_problem,
 )
+from agssd_core.signing import SigningKey
 from agssd_core.training.checkpoint import StateStamp
 from agssd_core.weights import Weights, group, schema_of
 from client.bases import KeptBase
@@ -74,14 +75,14 @@ class Site:
         """The policy of the site's owner."""
         return Guard(self.folder, self.recorder)
 
-    def hello(self, query: SiteQuery) -> SiteHello:
-        """Say who we are.
+    def hello(self, query: SiteQuery) -> SealedHello:
+        """Say who we are, signed with the question's nonce.
 
         Raises:
             OrderRefusedError: another protocol version, or no scan for the cohort.
         """
         facts = self._facts(query.protocol, query.cohort)
-        return SiteHello(
+        hello = SiteHello(
             protocol=PROTOCOL_VERSION,
             site=self.name,
             cohort=query.cohort,
@@ -90,7 +91,9 @@ class Site:
             software=version("agssd-federation"),
             wires=" ".join(WIRES),
             held=KeptBase.of(self.folder, query.cohort).digest(),
+            nonce=query.nonce,
         )
+        return SealedHello(hello, sign(hello, self._key))
 
     def answer(self, sealed: SealedOrder) -> SealedUpdate:
         """Open an order as it came, and carry it out (see ``opened`` and ``train_round``).
@@ -109,8 +112,11 @@ class Site:
 
     def decline(self, refusal: Refusal) -> SealedRefusal:
         """Sign a refusal."""
-        key = None if self.identity is None else self.identity.signing_key
-        return SealedRefusal(refusal, sign(refusal, key))
+        return SealedRefusal(refusal, sign(refusal, self._key))
+
+    @property
+    def _key(self) -> SigningKey | None:
+        return None if self.identity is None else self.identity.signing_key
 
     def train_round(self, order: RoundOrder, weights: Weights) -> SealedUpdate:
         """Train the ordered steps and save the reply before giving it out.

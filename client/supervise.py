@@ -13,6 +13,7 @@ from pathlib import Path
 import tomli_w
 
 from agssd_core.data.catalogue import open_catalogue
+from agssd_core.errors import KeyFileError
 from agssd_core.processes import (
     LOOPBACK,
     Child,
@@ -36,6 +37,7 @@ from client.launcher import application_digest
 FIRST_PAUSE_S = 2.0
 LONGEST_PAUSE_S = 300.0
 LASTING_S = 120.0
+NODE = "node"
 
 Say = Callable[[str], None]
 
@@ -45,7 +47,8 @@ def run_enrolled(site: Path, *, threads: int = 1, allowed: Sequence[str] = (), s
 
     The trainer stays up while the node is started again; a node that ends soon after its start is
     started again after longer and longer pauses, since a revoked key or a wrong clock does not
-    mend itself in seconds.
+    mend itself in seconds. A renewed key is taken into use at the next pause between two messages:
+    the node ends then, and all parts start again with the new key.
 
     Args:
         site: folder made by ``agssd-site index`` and ``prepare``, enrolled.
@@ -68,13 +71,22 @@ def run_enrolled(site: Path, *, threads: int = 1, allowed: Sequence[str] = (), s
             f"site {connection.site} (patients: {', '.join(counts) or 'none'}) answers "
             f"{connection.server}; interrupt to stop"
         )
-        parts = _parts(
-            site.resolve(), connection, home, threads, allowed or (application_digest(),)
-        )
+        allowed = allowed or (application_digest(),)
+        parts = _parts(site.resolve(), connection, home, threads, allowed)
         with stopping_on_terminate(), ExitStack() as stack:
             for part in parts:
                 stack.callback(part.stop)
             while True:
+                renewed = _renewed(site, connection)
+                if renewed is not None and not next(p for p in parts if p.name == NODE).runs():
+                    connection = renewed
+                    say(
+                        f"key {connection.key_id} is in use from now on; it ends on "
+                        f"{connection.expires[:10]}"
+                    )
+                    commands = _parts(site.resolve(), connection, home, threads, allowed)
+                    for part, other in zip(parts, commands, strict=True):
+                        part.become(other)
                 for part in parts:
                     part.tend(say)
                 time.sleep(0.5)
@@ -120,11 +132,30 @@ class _Part:
         )
         self.pause_s = min(self.pause_s * 2, LONGEST_PAUSE_S)
 
+    def runs(self) -> bool:
+        """Whether the process is there and has not ended."""
+        return self.child is not None and self.child.poll() is None
+
+    def become(self, other: "_Part") -> None:
+        """End the process; the next one is that of another command, and starts at once."""
+        self.stop()
+        self.command, self.environment = other.command, other.environment
+        self.pause_s, self.not_before = FIRST_PAUSE_S, 0.0
+
     def stop(self) -> None:
         """End it with all its children."""
         if self.child is not None:
             self.child.stop()
             self.child = None
+
+
+def _renewed(site: Path, connection: Connection) -> Connection | None:
+    """What `agssd-site enrol --answer` has put in the connection's place, if it has."""
+    try:
+        found = load_connection(site)
+    except KeyFileError:
+        return None  # what runs goes on; the next start says what is wrong
+    return None if found == connection else found
 
 
 def _parts(
@@ -140,7 +171,7 @@ def _parts(
     logs = site / "federation"
     port = free_port()
     node = [*python_module("client.launcher"), "node", "--memory", str(logs / "node.id")]
-    node += ["--site", str(site)]
+    node += ["--site", str(site), "--key-id", str(connection.key_id)]
     for digest in allowed:
         node += ["--allow", digest]
     node += ["--", "--root-certificates", str(ca_file(site)), "--superlink", connection.server]
@@ -157,6 +188,6 @@ def _parts(
     trainer = [*python_module("client.trainer"), str(own), str(socket)]
     return [
         _Part("trainer", trainer, environment, logs / "trainer.log"),
-        _Part("node", node, environment, logs / "node.log"),
+        _Part(NODE, node, environment, logs / "node.log"),
         _Part("executor", executor, environment, logs / "executor.log"),
     ]

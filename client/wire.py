@@ -6,13 +6,14 @@ from agssd_core.delivery import FinalOrder
 from agssd_core.differences import Payload
 from agssd_core.envelope import (
     SealedFinal,
+    SealedHello,
     SealedOrder,
     SealedReceipt,
     SealedRefusal,
     SealedUpdate,
 )
 from agssd_core.errors import ProtocolError
-from agssd_core.protocol import RoundOrder, SiteHello, SiteQuery
+from agssd_core.protocol import RoundOrder, SiteQuery
 from agssd_core.weights import GROUPS
 
 _HEADER, _ARRAYS = "header", "arrays"
@@ -41,9 +42,10 @@ def decode_final(message: Message) -> SealedFinal:
     return SealedFinal(order, _parts(message), _signature(message))
 
 
-def encode_hello(hello: SiteHello, *, reply_to: Message) -> Message:
+def encode_hello(sealed: SealedHello, *, reply_to: Message) -> Message:
     """Answer the server's question."""
-    return Message(RecordDict({_HEADER: _header("hello", hello.to_json())}), reply_to=reply_to)
+    header = _header("hello", sealed.hello.to_json(), sealed.signature)
+    return Message(RecordDict({_HEADER: header}), reply_to=reply_to)
 
 
 def encode_update(update: SealedUpdate, *, reply_to: Message) -> Message:

@@ -8,6 +8,7 @@ from flwr.serverapp import Grid, ServerApp
 from agssd_core.config import config_from_json
 from agssd_core.errors import ConfigError
 from server.cohorts import run_cohorts
+from server.pulling import limit_pulls
 from server.rounds import How
 from server.signed_run import signed_run
 
@@ -23,6 +24,7 @@ def main(grid: Grid, context: Context) -> None:
 
     Raises:
         ConfigError: a path is missing, or the file holds no configuration.
+        EngineError: another Flower is installed than this version needs.
     """
     file, folder = (str(context.run_config.get(key, "")) for key in ("config", "run-folder"))
     if not file or not folder:
@@ -34,6 +36,7 @@ def main(grid: Grid, context: Context) -> None:
     except OSError:
         raise ConfigError("the run's configuration file cannot be read. Submit it again.") from None
     config = config_from_json(text)
+    limit_pulls(grid)
     federation = str(context.run_config.get("federation", ""))
     how = signed_run(Path(federation), Path(folder)) if federation else How()
     run_cohorts(grid, config, Path(folder), **how)

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from server.pulling import at_most
+
 log = logging.getLogger(__name__)
 
 MAX_PULLS = 2
@@ -33,8 +35,8 @@ class Exchange(Protocol):
 class Puller(Protocol):
     """Asks for the reply to one message."""
 
-    def poll(self, message_id: str) -> Any | None:
-        """The reply, or None while there is none."""
+    def poll(self, message_id: str, max_bytes: int) -> Any | None:
+        """The reply, or None while there is none; arrays of more bytes are not fetched."""
 
 
 @dataclass
@@ -43,9 +45,9 @@ class InlinePuller:
 
     grid: Exchange
 
-    def poll(self, message_id: str) -> Any | None:
+    def poll(self, message_id: str, max_bytes: int) -> Any | None:
         """The reply, or None while there is none."""
-        return _pulled(self.grid, message_id)
+        return _pulled(self.grid, message_id, max_bytes)
 
 
 @dataclass
@@ -60,12 +62,14 @@ class ThreadedPuller:
     clock: Callable[[], float] = time.monotonic
     _running: dict[str, "_Pull"] = field(default_factory=dict)
 
-    def poll(self, message_id: str) -> Any | None:
+    def poll(self, message_id: str, max_bytes: int) -> Any | None:
         """The reply, or None while there is none or its pull still runs."""
         pull = self._running.get(message_id)
         if pull is None:
             if self._young() < MAX_PULLS:
-                self._running[message_id] = _Pull(self.grid, message_id, self.clock())
+                self._running[message_id] = _Pull(
+                    self.grid, message_id, max_bytes, started=self.clock()
+                )
             return None
         if pull.thread.is_alive():
             return None
@@ -83,20 +87,21 @@ class ThreadedPuller:
 class _Pull:
     """One pull under way."""
 
-    def __init__(self, grid: Exchange, message_id: str, started: float) -> None:
+    def __init__(self, grid: Exchange, message_id: str, max_bytes: int, *, started: float) -> None:
         self.reply: Any | None = None
         self.started = started
-        self._grid, self._message_id = grid, message_id
+        self._asked = (grid, message_id, max_bytes)
         self.thread = threading.Thread(target=self._work, daemon=True)
         self.thread.start()
 
     def _work(self) -> None:
-        self.reply = _pulled(self._grid, self._message_id)
+        self.reply = _pulled(*self._asked)
 
 
-def _pulled(grid: Exchange, message_id: str) -> Any | None:
+def _pulled(grid: Exchange, message_id: str, max_bytes: int) -> Any | None:
     try:
-        return next(iter(grid.pull_messages([message_id])), None)
+        with at_most(max_bytes):
+            return next(iter(grid.pull_messages([message_id])), None)
     except Exception as error:  # noqa: BLE001 - a fault of the connection; asked again
         log.warning("a pull failed (%s); it is tried again", type(error).__name__)
         return None
@@ -106,6 +111,7 @@ def collect(
     wanted: dict[str, float],
     puller: Puller,
     *,
+    max_bytes: int,
     poll_s: float,
     clock: Callable[[], float],
     sleep: Callable[[float], None],
@@ -118,6 +124,7 @@ def collect(
         wanted: message id -> deadline on ``clock``, seconds. Emptied here; the caller may add a
             message that it sent again while it iterates.
         puller: how replies are asked for.
+        max_bytes: of a reply's arrays; more are not fetched.
         poll_s: pause between two looks at all messages, seconds.
         clock: seconds, rising.
         sleep: waits a number of seconds of that clock.
@@ -125,7 +132,7 @@ def collect(
     while wanted:
         now = clock()
         for message_id in list(wanted):
-            reply = puller.poll(message_id)
+            reply = puller.poll(message_id, max_bytes)
             if reply is not None:
                 del wanted[message_id]
                 yield message_id, reply

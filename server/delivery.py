@@ -209,7 +209,7 @@ class _Delivery:
 
     def _look_at_replies(self) -> None:
         for identifier, sent in list(self._under_way.items()):
-            message = self.loop.puller.poll(identifier)
+            message = self.loop.puller.poll(identifier, MAX_HELLO_BYTES)
             late = self.loop.clock() >= sent.expires
             if message is None and not late:
                 continue

@@ -2,18 +2,22 @@
 
 import json
 import logging
+import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import NamedTuple
 
-from agssd_core.application import CODE_DECLINED
+from agssd_core.application import DECLINED_UNOPENED
 from agssd_core.config import FederationConfig
-from agssd_core.envelope import SealedRefusal
-from agssd_core.errors import AgssdError, CheckpointError
+from agssd_core.config.node import name_problem
+from agssd_core.envelope import SealedHello, SealedRefusal, verify
+from agssd_core.errors import AgssdError, CheckpointError, SignatureError
 from agssd_core.protocol import PROTOCOL_VERSION, Refusal, SiteHello, SiteQuery
 from agssd_core.weights import write_text
 from server import wire
 from server.collect import Exchange, Puller, push
+from server.keys import Keys
 from server.members import Members
 
 log = logging.getLogger(__name__)
@@ -72,6 +76,14 @@ class Enrolment:
         return {name: counts.patient_count for name, counts in self.sites.items()}
 
 
+class _Asked(NamedTuple):
+    """A question under way: to which node, when, and with which nonce."""
+
+    node: int
+    at: float
+    nonce: str
+
+
 @dataclass
 class SiteBook:
     """Node ids of the cohort's sites that are connected now.
@@ -81,6 +93,8 @@ class SiteBook:
 
     Attributes:
         held: site -> digest of the base that it keeps, as it said last.
+        declined: site -> class of the reason why its node is left out; the rounds note it.
+        keys: of a signed run, in which a node says who it is by its site's signature.
     """
 
     grid: Exchange
@@ -90,12 +104,13 @@ class SiteBook:
     clock: Callable[[], float]
     sleep: Callable[[float], None]
     members: Members | None = None
+    keys: Keys | None = None
     nodes: dict[str, int] = field(default_factory=dict)
     held: dict[str, str] = field(default_factory=dict)
     declined: dict[str, str] = field(default_factory=dict)
     _answered: set[int] = field(default_factory=set)
     _elsewhere: dict[int, float] = field(default_factory=dict)
-    _asked: dict[str, tuple[int, float]] = field(default_factory=dict)
+    _asked: dict[str, "_Asked"] = field(default_factory=dict)
 
     def refresh(self, *, wanted: int) -> Mapping[str, int]:
         """Ask new nodes who they are, waiting until ``wanted`` sites are known or time is over.
@@ -112,8 +127,10 @@ class SiteBook:
             self._ask_new(self._online())
             self._read_answers()
             now = self.clock()
-            young = any(now - asked < GRACE_S for _, asked in self._asked.values())
+            young = any(now - asked.at < GRACE_S for asked in self._asked.values())
             if (len(self.nodes) >= wanted and not young) or now >= deadline:
+                # Whose own node answered as it should was not the one who took the name.
+                self.declined = {s: why for s, why in self.declined.items() if s not in self.nodes}
                 return self.nodes
             self.sleep(min(self.federation.poll_s, 1.0, max(deadline - now, 0.0)))
 
@@ -122,7 +139,7 @@ class SiteBook:
             online = set(self.grid.get_node_ids())
         except Exception as error:  # noqa: BLE001 - a fault of the connection; asked again
             log.warning("nodes could not be listed (%s)", type(error).__name__)
-            return self._answered | {node for node, _ in self._asked.values()}
+            return self._answered | {asked.node for asked in self._asked.values()}
         self.nodes = {name: node for name, node in self.nodes.items() if node in online}
         self._answered &= online
         self._elsewhere = {n: until for n, until in self._elsewhere.items() if n in online}
@@ -131,45 +148,47 @@ class SiteBook:
     def _ask_new(self, online: set[int]) -> None:
         now = self.clock()
         self._asked = {
-            identifier: (node, asked)
-            for identifier, (node, asked) in self._asked.items()
-            if node in online and now - asked < HELLO_TTL_S
+            identifier: asked
+            for identifier, asked in self._asked.items()
+            if asked.node in online and now - asked.at < HELLO_TTL_S
         }
-        waiting = {node for node, _ in self._asked.values()}
+        waiting = {asked.node for asked in self._asked.values()}
         waiting |= {node for node, until in self._elsewhere.items() if now < until}
-        query = SiteQuery(PROTOCOL_VERSION, self.federation.cohort)
         for node in sorted(online - self._answered - waiting):
-            message = wire.encode_query(query, node=node, ttl_s=HELLO_TTL_S)
-            identifier = push(self.grid, message)
+            nonce = secrets.token_hex(16)
+            query = SiteQuery(PROTOCOL_VERSION, self.federation.cohort, nonce)
+            identifier = push(self.grid, wire.encode_query(query, node=node, ttl_s=HELLO_TTL_S))
             if identifier is not None:
-                self._asked[identifier] = (node, now)
+                self._asked[identifier] = _Asked(node, now, nonce)
 
     def _read_answers(self) -> None:
-        for identifier, (node, _) in sorted(self._asked.items(), key=lambda item: item[1]):
-            reply = self.puller.poll(identifier)
+        asked = sorted(self._asked.items(), key=lambda item: (item[1].node, item[1].at))
+        for identifier, (node, _, nonce) in asked:
+            reply = self.puller.poll(identifier, MAX_HELLO_BYTES)
             if reply is None:
                 continue
             del self._asked[identifier]
             self._answered.add(node)
-            hello = self._hello(reply, node)
+            hello = self._hello(reply, node, nonce)
             if isinstance(hello, SiteHello):
                 self._enter(node, hello)
             elif isinstance(hello, Refusal):
                 self._leave_out(node)
 
-    def _hello(self, reply: object, node: int) -> SiteHello | Refusal | None:
+    def _hello(self, reply: object, node: int, nonce: str) -> SiteHello | Refusal | None:
         try:
-            hello = wire.decode_reply(reply, max_bytes=MAX_HELLO_BYTES)  # type: ignore[arg-type]
+            found = wire.decode_reply(reply, max_bytes=MAX_HELLO_BYTES)  # type: ignore[arg-type]
         except AgssdError as error:
             log.warning("a node did not say who it is: %s", error)
             return None
-        if isinstance(hello, wire.Fault):
-            log.warning("a node could not say who it is: %s", hello.text)
-            self._note(node, hello.text)
-        if isinstance(hello, SealedRefusal) and hello.refusal.reason == "cohort":
-            return hello.refusal
-        if not isinstance(hello, SiteHello):
+        if isinstance(found, wire.Fault):
+            log.warning("a node could not say who it is: %s", found.text)
+            self._note(node, found.text)
+        if isinstance(found, SealedRefusal) and found.refusal.reason == "cohort":
+            return found.refusal
+        if not isinstance(found, SealedHello) or not self._is_genuine(found, node, nonce):
             return None
+        hello = found.hello
         if hello.cohort != self.federation.cohort or hello.patient_count < 1:
             log.warning("site %r is of another cohort, or is empty", hello.site)
             return None
@@ -179,10 +198,31 @@ class SiteBook:
             return None
         return hello
 
+    def _is_genuine(self, sealed: SealedHello, node: int, nonce: str) -> bool:
+        """In a signed run: signed by the site that it names, for this very question."""
+        if self.keys is None:
+            return True
+        site = sealed.hello.site
+        try:
+            verify(sealed.hello, sealed.signature, self.keys.sites.get(site, ()))
+            problem = "" if sealed.hello.nonce == nonce else "nonce"
+        except SignatureError:
+            problem = "signature"
+        if problem:
+            log.warning("a node says that it is site %r, refused (%s)", site[:64], problem)
+            self._blame(node, site, problem)
+        return not problem
+
+    def _blame(self, node: int, named: str, reason: str) -> None:
+        """Note whose node answered wrongly: by its key, or without such by the name it gave."""
+        site = named if self.members is None else self.members.site_of(node)
+        if site is not None and not name_problem(site):
+            self.declined[site] = reason
+
     def _note(self, node: int, text: str) -> None:
         """Remember that a known site declined the very application."""
         site = None if self.members is None else self.members.site_of(node)
-        if site is not None and text == CODE_DECLINED:
+        if site is not None and text in DECLINED_UNOPENED:
             self.declined[site] = text
 
     def _leave_out(self, node: int) -> None:
@@ -195,6 +235,7 @@ class SiteBook:
         if self.members is not None:
             if self.members.site_of(node) != hello.site:
                 log.warning("a node gives the name %r, which is not its own", hello.site)
+                self._blame(node, hello.site, "site")
                 return
             count = self.members.patients(hello.site, hello.cohort)
             if count < 1:

@@ -6,9 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from agssd_core.application import CODE_DECLINED
+from agssd_core.application import DECLINED_UNOPENED
 from agssd_core.envelope import SealedOrder, SealedRefusal, SealedUpdate, sign, sizes_of
-from agssd_core.errors import AgssdError, ProtocolVersionError, UpdateRejectedError
+from agssd_core.errors import (
+    AgssdError,
+    OversizeError,
+    ProtocolVersionError,
+    UpdateRejectedError,
+)
 from agssd_core.protocol import PROTOCOL_VERSION, RoundOrder, SiteUpdate, uplink_groups
 from agssd_core.weights import schema_digest, schema_of
 from server import wire
@@ -27,7 +32,7 @@ log = logging.getLogger(__name__)
 RESENDS = 1
 LATE_DEADLINES = 4.0
 _RESENT = ("lost", "declined-base")
-_UNREADABLE = ((wire.OversizeError, "size"), (ProtocolVersionError, "protocol"))
+_UNREADABLE = ((OversizeError, "size"), (ProtocolVersionError, "protocol"))
 
 
 @dataclass(frozen=True)
@@ -92,6 +97,7 @@ class RoundExchange:
         arrivals = collect(
             wanted,
             loop.puller,
+            max_bytes=reply_cap(self.rules),
             poll_s=loop.config.federation.poll_s,
             clock=loop.clock,
             sleep=loop.sleep,
@@ -206,12 +212,20 @@ class RoundExchange:
         self._sent.clear()
 
 
+def reply_cap(rules: AdmissionRules) -> int:
+    """Bytes of a reply's arrays above which they are not even fetched.
+
+    It is wider than what is admitted, so that an update of another form is told by its name.
+    """
+    return 2 * rules.payload_cap()
+
+
 def read_update(
     message: Any, rules: AdmissionRules, *, asked: str
 ) -> tuple[SiteUpdate | None, str]:
     """The admitted update of the site that was asked, or None and the class of reason."""
     try:
-        reply = wire.decode_reply(message, max_bytes=2 * rules.payload_cap())
+        reply = wire.decode_reply(message, max_bytes=reply_cap(rules))
         if isinstance(reply, SealedUpdate):
             return admit(open_update(reply, rules, asked=asked), rules), ""
         if isinstance(reply, SealedRefusal):
@@ -230,7 +244,7 @@ def read_update(
         return None, f"declined-{reason}"
     if isinstance(reply, wire.Fault):
         log.warning("site '%s': %s", asked, reply.text)
-        if reply.text == CODE_DECLINED:
-            return None, CODE_DECLINED
+        if reply.text in DECLINED_UNOPENED:
+            return None, reply.text
         return None, "site-error" if reply.at_site else "lost"
     return None, "malformed"

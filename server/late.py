@@ -7,7 +7,7 @@ from typing import Any
 
 from agssd_core.errors import CheckpointError
 from server.admission import AdmissionRules
-from server.exchange import read_update
+from server.exchange import read_update, reply_cap
 from server.loop import LateOrder, RoundLoop
 from server.merge import StaleUpdate
 from server.spool import RoundSpool
@@ -44,7 +44,7 @@ def take_late(
         fresh: sites with an update of this very round; their late ones are not needed.
     """
     for identifier, order in list(loop.late.items()):
-        message = loop.puller.poll(identifier)
+        message = loop.puller.poll(identifier, reply_cap(rules))
         if message is None:
             if loop.clock() >= order.expires:
                 del loop.late[identifier]

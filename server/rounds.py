@@ -129,6 +129,7 @@ def each_round(
         )
         loop = RoundLoop(config, store, grid, puller, book, clock, sleep, board)
         loop.keys, loop.chronicle = how.get("keys"), how.get("chronicle")
+        book.keys = loop.keys
         wanted = max(config.federation.expected_sites, config.federation.min_sites)
         for number in range(checkpoint.round, config.federation.rounds):
             if not may_go_on(loop):

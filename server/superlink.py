@@ -31,6 +31,7 @@ from server.cohorts import cohort_stores
 from server.control import state_of
 from server.manifest import require_same_config
 from server.outcome import RoundOutcome, outcomes_of
+from server.pulling import require_hooks
 from server.store import RunStore
 
 START_TIMEOUT_S = 120.0
@@ -103,8 +104,9 @@ def superlink(
         certificates: TLS, and registered nodes only; None is neither.
 
     Raises:
-        EngineError: the port is taken, or it did not start.
+        EngineError: the port is taken, it did not start, or another Flower is installed.
     """
+    require_hooks()
     port = port or free_port()
     require_free_port(port)
     home = Path(tempfile.mkdtemp(prefix="agssd-engine-"))

@@ -8,12 +8,13 @@ from agssd_core.delivery import FinalReceipt
 from agssd_core.differences import Payload
 from agssd_core.envelope import (
     SealedFinal,
+    SealedHello,
     SealedOrder,
     SealedReceipt,
     SealedRefusal,
     SealedUpdate,
 )
-from agssd_core.errors import ProtocolError
+from agssd_core.errors import OversizeError, ProtocolError
 from agssd_core.protocol import Refusal, SiteHello, SiteQuery, UpdateHeader
 from agssd_core.weights import GROUPS
 
@@ -21,10 +22,8 @@ _HEADER, _ARRAYS = "header", "arrays"
 _PACKED = "safetensors"
 _SITE_FAULT = 2  # Flower's code for an app that raised; every other code is a fault of the way
 MAX_FAULT_TEXT = 300
-
-
-class OversizeError(ProtocolError):
-    """An update holds more bytes than its cap."""
+NOT_FETCHED = "agssd: above its cap, not fetched"
+"""What stands for a reply whose arrays were left where they are (server/pulling.py)."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,7 @@ class Fault:
     at_site: bool
 
 
-Reply = SealedUpdate | SealedRefusal | SealedReceipt | SiteHello | Fault
+Reply = SealedUpdate | SealedRefusal | SealedReceipt | SealedHello | Fault
 
 
 def encode_query(query: SiteQuery, *, node: int, ttl_s: float) -> Message:
@@ -69,14 +68,17 @@ def decode_reply(message: Message, *, max_bytes: int) -> Reply:
         OversizeError: it is larger than ``max_bytes``.
     """
     if message.has_error():
-        text = str(message.error.reason or "no reason given")[:MAX_FAULT_TEXT]
+        reason = str(message.error.reason or "no reason given")
+        if NOT_FETCHED in reason:
+            raise OversizeError(f"a reply is above its cap of {max_bytes} bytes, and not fetched.")
+        text = reason[:MAX_FAULT_TEXT]
         return Fault(text, at_site=message.error.code == _SITE_FAULT)
     record = message.content.get(_HEADER) if message.has_content() else None
     if not isinstance(record, ConfigRecord):
         raise ProtocolError("a reply came without a header. Use the same version on both sides.")
     body, signature = str(record.get("body", "")), str(record.get("signature", ""))
     if record.get("kind") == "hello":
-        return SiteHello.from_json(body)
+        return SealedHello(SiteHello.from_json(body), signature)
     if record.get("kind") == "refusal":
         return SealedRefusal(Refusal.from_json(body), signature)
     if record.get("kind") == "receipt":

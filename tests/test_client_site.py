@@ -33,7 +33,8 @@ def site(tmp_path):
 
 
 def test_hello_gives_counts_and_name(site):
-    hello = site.hello(SiteQuery(PROTOCOL_VERSION, "ct-mr"))
+    hello = site.hello(SiteQuery(PROTOCOL_VERSION, "ct-mr", "n")).hello
+    assert hello.nonce == "n"
     assert (hello.site, hello.patient_count, hello.cohort) == ("north", 7, "ct-mr")
     with pytest.raises(OrderRefusedError, match="cohort"):
         site.hello(SiteQuery(PROTOCOL_VERSION, "us"))
@@ -42,7 +43,7 @@ def test_hello_gives_counts_and_name(site):
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"protocol": 3}, "protocol"),
+        ({"protocol": PROTOCOL_VERSION + 1}, "protocol"),
         ({"cohort": "us"}, "cohort"),
         ({"config": "{}x"}, "plan"),
         ({"config": '{"agsd": {}}'}, "plan"),

@@ -1,25 +1,19 @@
 """Two cohorts in one federation: side by side, each by itself, neither in the other's way."""
 
-import json
-import logging
 import os
 import threading
 import time
 
 import pytest
-from typer.testing import CliRunner
 
-from agssd_core.config import dump_config, parse_config
-from agssd_core.errors import CheckpointError, RoundError
-from server.cli import app as server_app
-from server.cohorts import cohort_folders, run_cohorts, run_folders
-from server.report import write_server_report
-from server.rounds import site_config
+from agssd_core.errors import CheckpointError
 from server.store import RunStore
-from simulation.grid import Fault, VirtualTime
-from tests.support.toy import BATCH, BOTH, Consortium, Hospital, config_from_json
+from simulation.grid import VirtualTime
+from tests.support.pairs import down, merged_rounds, trained_in
+from tests.support.toy import BATCH, BOTH, Consortium, Hospital
 
 CT = tuple((name, has["ct-mr"]) for name, has in BOTH.items() if "ct-mr" in has)
+
 US = tuple((name, has["us"]) for name, has in BOTH.items() if "us" in has)
 
 
@@ -39,25 +33,6 @@ def _fast_disk(monkeypatch):
     monkeypatch.setattr(os, "fsync", lambda _: None)
 
 
-def merged(run, cohort):
-    return [row["merged"] for row in run.of(cohort).rows("merge")]
-
-
-def trained(run, cohort):
-    return [(row["round"], row["site"]) for row in run.of(cohort).rows("site")]
-
-
-def down(*sites, cohort="us", rounds=range(99)):
-    """These sites never get this cohort's orders of these rounds."""
-    wanted = {str(number) for number in rounds}
-    return lambda name, asked, group: Fault(
-        offline=name in sites and asked == cohort and group in wanted
-    )
-
-
-# --- side by side
-
-
 def test_each_cohort_ends_with_the_bits_of_a_run_of_its_own(tmp_path):
     both = Consortium(tmp_path / "both")
     summaries = both.run()
@@ -70,8 +45,8 @@ def test_each_cohort_ends_with_the_bits_of_a_run_of_its_own(tmp_path):
         assert both.of(name).digest() == one.digest() == summaries[name].weights_digest
         assert summaries[name].merged_rounds == 3
         assert one.digest() != one.store.load(0).manifest.weights_digest
-    assert {site for _, site in trained(both, "us")} == {"a", "d"}
-    assert {site for _, site in trained(both, "ct-mr")} == {"a", "b", "c"}
+    assert {site for _, site in trained_in(both, "us")} == {"a", "d"}
+    assert {site for _, site in trained_in(both, "ct-mr")} == {"a", "b", "c"}
 
 
 def test_rounds_take_turns_on_a_grid_in_this_process(tmp_path):
@@ -124,7 +99,7 @@ def test_a_cohort_that_waits_holds_nobody_up(tmp_path):
     )
     assert [cohort for cohort, _ in closed] == ["ct-mr"] * 3 + ["us"] * 2
     assert closed[2][1] < 4.0 < closed[3][1]
-    assert merged(slow, "us") == [False, False]
+    assert merged_rounds(slow, "us") == [False, False]
 
 
 def test_a_lost_quorum_leaves_the_other_cohort_as_it_is(tmp_path):
@@ -132,7 +107,7 @@ def test_a_lost_quorum_leaves_the_other_cohort_as_it_is(tmp_path):
     few.run(down("d", rounds=[1]))
     whole = Consortium(tmp_path / "whole")
     whole.run()
-    assert merged(few, "us") == [True, False, True]
+    assert merged_rounds(few, "us") == [True, False, True]
     store = few.stores["us"]
     assert store.load(1).manifest.weights_digest == store.load(2).manifest.weights_digest
     assert few.of("ct-mr").digest() == whole.of("ct-mr").digest()
@@ -146,7 +121,7 @@ def test_a_cohort_that_fails_does_not_end_the_other(tmp_path, threads):
     grid = broken.grid(timer=RealTime() if threads else None)
     with pytest.raises(CheckpointError, match=r"Cohort us: .*Restore"):
         broken.run(grid=grid, threads=threads)
-    assert merged(broken, "ct-mr") == [True] * 3
+    assert merged_rounds(broken, "ct-mr") == [True] * 3
 
 
 def test_failures_are_told_together_and_a_bug_keeps_its_own_class(tmp_path):
@@ -169,10 +144,10 @@ def test_an_unknown_error_of_one_cohort_is_raised_when_the_other_is_done(tmp_pat
     monkeypatch.setattr(RunStore, "save_round", fail)
     with pytest.raises(ZeroDivisionError):
         run.run()
-    assert merged(run, "ct-mr") == [True] * 3
+    assert merged_rounds(run, "ct-mr") == [True] * 3
     monkeypatch.undo()
     run.run()
-    assert merged(run, "us") == [True] * 3
+    assert merged_rounds(run, "us") == [True] * 3
 
 
 @pytest.mark.parametrize("threads", [False, True])
@@ -196,197 +171,3 @@ def test_an_interrupt_ends_all_and_frees_their_folders(tmp_path, threads):
     whole.run()
     for name in ("ct-mr", "us"):
         assert run.of(name).digest() == whole.of(name).digest()
-
-
-# --- one cohort's settings
-
-
-CHANGES = {
-    "us": {"anaus": {"batch_size": 5}, "data": {"frames": {"max_side": 100}}},
-    "ct-mr": {"agssd": {"cvac": {"n_local": 1}}, "data": {"spacing_mm": [4, 4, 4]}},
-}
-
-
-@pytest.mark.parametrize(("mine", "other"), [("us", "ct-mr"), ("ct-mr", "us")])
-def test_the_other_cohorts_settings_never_reach_an_order(mine, other):
-    base = {"preset": "tiny", "cohorts": ["ct-mr", "us"]}
-    plain, changed = parse_config(base), parse_config(base | CHANGES[other])
-    own = parse_config(base | CHANGES[mine])
-    texts = [dump_config(site_config(each.for_cohort(mine))) for each in (plain, changed, own)]
-    assert texts[0] == texts[1] != texts[2]
-    alone = parse_config({**base, "cohorts": [mine]})
-    assert dump_config(site_config(alone.for_cohort(mine))) == texts[0]
-
-
-def test_a_run_resumes_although_the_other_cohort_was_reconfigured(tmp_path):
-    """ct-mr is done, us goes on with its own configuration; ct-mr's new rate is refused alone."""
-    run = Consortium(tmp_path)
-    run.run(down("d", "a", rounds=[2]))
-    plain = json.loads(dump_config(run.config))
-    changed = config_from_json(json.dumps(plain | {"anaus": {**plain["anaus"], "batch_size": 5}}))
-    grid = run.grid()
-    with pytest.raises(CheckpointError, match=r"Cohort us: .*anaus\.batch_size = 5") as refused:
-        run_cohorts(
-            grid,
-            changed,
-            tmp_path / "run",
-            clock=grid.time.clock,
-            sleep=grid.time.sleep,
-            threads=False,
-        )
-    assert "ct-mr" not in str(refused.value)
-
-
-# --- sites
-
-
-def hellos(grid):
-    """Let a grid note whom it asks for which cohort."""
-    asked = []
-    push = grid.push_messages
-
-    def noting(messages):
-        (message,) = messages
-        if message.metadata.group_id == "hello":
-            node = message.metadata.dst_node_id
-            cohort = json.loads(message.content["header"]["body"])["cohort"]
-            asked.append((sorted(BOTH)[node - 101], cohort))
-        return push([message])
-
-    grid.push_messages = noting
-    return asked
-
-
-def test_a_site_without_scans_is_asked_once_and_nobody_is_alarmed(tmp_path, caplog):
-    run = Consortium(tmp_path)
-    grid = run.grid()
-    asked = hellos(grid)
-    with caplog.at_level(logging.INFO):
-        run.run(grid=grid)
-    assert asked.count(("b", "us")) == asked.count(("d", "ct-mr")) == 1
-    assert [record.message for record in caplog.records if record.levelno > logging.INFO] == []
-    assert "no scans for cohort us" in caplog.text
-
-
-def _index_ultrasound(run, site):
-    (run.sites[site] / "facts.json").write_text('{"patients": {"ct-mr": 2, "us": 9}}')
-
-
-def test_a_site_that_indexed_ultrasound_joins_when_it_connects_anew(tmp_path):
-    run = Consortium(tmp_path, rounds=4)
-    grid = run.grid()
-
-    def told(outcome):
-        if outcome.cohort == "us" and outcome.round == 0:
-            _index_ultrasound(run, "b")
-            grid.offline.add("b")
-        elif outcome.cohort == "us" and outcome.round == 1:
-            grid.offline.discard("b")
-
-    run.run(grid=grid, on_round=told)
-    assert [number for number, site in trained(run, "us") if site == "b"] == [2, 3]
-    row = next(row for row in run.of("us").rows("site") if row["site"] == "b")
-    assert row["patient_count"] == 9
-
-
-def test_it_also_joins_when_it_is_asked_again(tmp_path):
-    run = Consortium(tmp_path, rounds=4)
-    grid = run.grid()
-    asked = hellos(grid)
-
-    def told(outcome):
-        if outcome.cohort == "us" and outcome.round == 0:
-            _index_ultrasound(run, "b")
-        elif outcome.cohort == "us" and outcome.round == 1:
-            grid.time.sleep(3600.0)
-
-    run.run(grid=grid, on_round=told)
-    assert [number for number, site in trained(run, "us") if site == "b"] == [2, 3]
-    assert asked.count(("b", "us")) == 2
-
-
-def test_a_site_in_both_counts_trains_and_remembers_each_by_itself(tmp_path):
-    run = Consortium(tmp_path)
-    run.run()
-    counts = {
-        name: next(r["patient_count"] for r in run.of(name).rows("site") if r["site"] == "a")
-        for name in ("ct-mr", "us")
-    }
-    assert counts == {"ct-mr": 3, "us": 5}
-    # A trainer for each cohort, warm from its first round to its last.
-    mine = [trainer for trainer in run.bench.trainers if trainer.site == "a"]
-    assert sorted((trainer.us, trainer.steps_taken) for trainer in mine) == [
-        (False, 12),
-        (True, 12),
-    ]
-    kept = {path.name for path in (run.sites["a"] / "federation").iterdir() if path.is_dir()}
-    assert kept == {"run-ct-mr", "run-us"}
-    enrolled = json.loads((tmp_path / "run" / "us" / "enrolment.json").read_text())
-    assert {name: entry["patient_count"] for name, entry in enrolled.items()} == {"a": 5, "d": 2}
-
-
-# --- the run's folder
-
-
-def test_one_cohort_keeps_the_runs_own_folder_and_several_have_theirs(tmp_path):
-    one, two = parse_config({"cohorts": ["us"]}), parse_config({"cohorts": ["ct-mr", "us"]})
-    assert cohort_folders(tmp_path, one) == {"us": tmp_path}
-    assert cohort_folders(tmp_path, two) == {"ct-mr": tmp_path / "ct-mr", "us": tmp_path / "us"}
-
-
-def test_a_run_is_not_taken_up_with_another_layout(tmp_path):
-    Hospital(tmp_path / "one")
-    Consortium(tmp_path / "two")
-    one, two = parse_config({}), parse_config({"cohorts": ["us", "ct-mr"]})
-    with pytest.raises(CheckpointError, match="started with one cohort"):
-        cohort_folders(tmp_path / "one" / "run", two)
-    with pytest.raises(CheckpointError, match="started with several cohorts"):
-        cohort_folders(tmp_path / "two" / "run", one)
-    cohort_folders(tmp_path / "one" / "run", one)
-    assert list(cohort_folders(tmp_path / "two" / "run", two)) == ["us", "ct-mr"]
-
-
-def test_the_verb_lists_the_rounds_of_both_cohorts(tmp_path):
-    run = Consortium(tmp_path, rounds=1)
-    run.run(down("d"))
-    folder = tmp_path / "run"
-    said = CliRunner().invoke(server_app, ["rounds", str(folder)])
-    assert said.exit_code == 0, said.output
-    assert "ct-mr round 0: merged (a, b, c)" in said.output
-    assert "us round 0: merged (a; d: no-reply)" in said.output
-    rows = CliRunner().invoke(server_app, ["rounds", str(folder), "--json"]).output.splitlines()
-    assert [json.loads(row)["cohort"] for row in rows] == ["ct-mr", "us"]
-    assert run_folders(folder / "us") == {"": folder / "us"}
-
-
-def test_two_servers_never_write_one_cohort(tmp_path):
-    run = Consortium(tmp_path)
-    with run.stores["us"].writing(), pytest.raises(CheckpointError, match="Cohort us: another"):
-        run.run()
-    assert merged(run, "ct-mr") == [True] * 3
-
-
-def test_a_mixture_of_failures_is_one_error(tmp_path, monkeypatch):
-    run = Consortium(tmp_path)
-    (run.stores["us"].checkpoints / "round-0000" / "manifest.json").unlink()
-
-    def fail(*_args, **_kwargs):
-        raise RoundError("the disk is full. Free space.")
-
-    monkeypatch.setattr("server.rounds.round_rows", fail)
-    with pytest.raises(RoundError, match=r"Cohort ct-mr: the disk is full.*Cohort us: "):
-        run.run()
-
-
-def test_the_page_stands_while_one_cohort_has_closed_no_round(tmp_path):
-    run, pages = Consortium(tmp_path), []
-    enrolled = {"a": {"patient_count": 5, "volume_count": 5}}
-    (run.stores["us"].folder / "enrolment.json").write_text(json.dumps(enrolled))
-
-    def look(_outcome):
-        pages.append(write_server_report(tmp_path / "run").read_text())
-
-    run.run(on_round=look)
-    assert len(pages) == 6
-    assert all(page.rstrip().endswith("</html>") for page in pages)
-    assert ">d<" in pages[-1]

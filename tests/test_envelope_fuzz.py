@@ -125,11 +125,14 @@ def test_a_site_of_an_older_version_is_named_in_the_servers_log(tmp_path, monkey
     run = Hospital(tmp_path / "x", rounds=1)
     monkeypatch.setattr(
         "client.wire.encode_hello",
-        lambda hello, *, reply_to: Message(
+        lambda sealed, *, reply_to: Message(
             RecordDict(
                 {
                     "header": ConfigRecord(
-                        {"kind": "hello", "body": json.dumps({"protocol": 1, "site": hello.site})}
+                        {
+                            "kind": "hello",
+                            "body": json.dumps({"protocol": 1, "site": sealed.hello.site}),
+                        }
                     )
                 }
             ),
@@ -137,7 +140,8 @@ def test_a_site_of_an_older_version_is_named_in_the_servers_log(tmp_path, monkey
         ),
     )
     run.run()
-    assert "the site speaks protocol 1, this server speaks 2. Upgrade the site." in caplog.text
+    said = f"the site speaks protocol 1, this server speaks {PROTOCOL_VERSION}. Upgrade the site."
+    assert said in caplog.text
     assert [row["merged"] for row in run.rows("merge")] == [False]
 
 
@@ -145,7 +149,8 @@ def test_a_server_of_an_older_version_is_told_by_its_sites(tmp_path, monkeypatch
     run = Hospital(tmp_path / "x", rounds=1)
     monkeypatch.setattr("server.discovery.PROTOCOL_VERSION", 1)
     run.run()
-    assert "the server speaks protocol 1, this site speaks 2. Upgrade the server." in caplog.text
+    said = f"the server speaks protocol 1, this site speaks {PROTOCOL_VERSION}. Upgrade the server."
+    assert said in caplog.text
     assert run.bench.trainers == []
 
 

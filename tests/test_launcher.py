@@ -11,6 +11,7 @@ from flwr.app import RecordDict
 from agssd_core.errors import EngineError
 from agssd_core.journal import entries_of, verify_journal
 from client import flower_names, launcher
+from client.pulling import Door, guarded
 from tests.support.enrolled import enrol
 
 
@@ -57,8 +58,8 @@ class Engine:
 
     def run(self, named, allowed, journal=None):
         self.named = named
-        guarded = launcher._guarding(self.pull, self, frozenset(allowed), journal=journal)
-        return guarded(
+        pull = guarded(self.pull, self, Door(frozenset(allowed), journal))
+        return pull(
             receive=lambda: (self.message, None),
             get_fab=lambda *_: self.fab,
             state=None,

@@ -113,7 +113,7 @@ def test_a_header_altered_on_the_way_is_refused(signed, without_b, changes):
         ({"nonce": "0" * 32}, "nonce"),
         ({"site": "a"}, "site"),
         ({"steps": 1}, "steps"),
-        ({"protocol": 3}, "protocol"),
+        ({"protocol": PROTOCOL_VERSION + 1}, "protocol"),
         ({"wire": "int8"}, "wire"),
         ({"schema_digest": "0" * 64}, "schema"),
         ({"payload_digests": {"student": "0" * 64}}, "digest"),

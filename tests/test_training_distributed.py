@@ -109,7 +109,7 @@ def test_one_process_without_gpus():
 
 
 @pytest.mark.federation
-def test_torchrun_round_at_a_prepared_site(tmp_path):
+def test_a_round_of_two_processes_at_a_prepared_site(tmp_path):
     """The entry that a site with several GPUs uses, here with two CPU processes."""
     from agssd_core.data.cache import SiteVolumes
     from tests.support.sites import FAST, make_site

@@ -7,7 +7,7 @@ import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDict
 
 from agssd_core.differences import pack_whole, unpack_whole
-from agssd_core.envelope import SealedOrder, SealedRefusal, digests_of, sizes_of
+from agssd_core.envelope import SealedHello, SealedOrder, SealedRefusal, digests_of, sizes_of
 from agssd_core.errors import AgssdError, ProtocolError, WeightsError
 from agssd_core.protocol import PROTOCOL_VERSION, Refusal, RoundOrder, SiteHello, SiteQuery
 from agssd_core.weights import weights_digest, weights_to_bytes
@@ -71,7 +71,7 @@ def test_update_arrives_bit_for_bit(asked):
 
 
 def test_hello_refusal_and_fault(asked):
-    hello = SiteHello(PROTOCOL_VERSION, "north", "ct-mr", 4, 9, "0.1")
+    hello = SealedHello(SiteHello(PROTOCOL_VERSION, "north", "ct-mr", 4, 9, "0.1"), "s")
     refusal = SealedRefusal(Refusal(PROTOCOL_VERSION, "", "run-1", 3, "n", "plan"), "s")
     for record, encode in ((hello, site_wire.encode_hello), (refusal, site_wire.encode_refusal)):
         reply = over_the_wire(encode(record, reply_to=asked))
@@ -84,7 +84,7 @@ def test_hello_refusal_and_fault(asked):
 
 def test_query_asks_for_the_cohort():
     _act_as_server()
-    query = SiteQuery(PROTOCOL_VERSION, "ct-mr")
+    query = SiteQuery(PROTOCOL_VERSION, "ct-mr", "0f")
     message = over_the_wire(wire.encode_query(query, node=7, ttl_s=60.0))
     assert site_wire.decode_query(message) == query
 

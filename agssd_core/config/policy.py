@@ -104,6 +104,8 @@ class WorkPolicy(Node):
         rounds, steps_per_round: most that a plan may hold.
         least_steps, least_batch: of one round and of one step.
         least_images: steps of a round times the batch of a step, volumes or frames.
+        order_megabytes: most that the arrays of an order may have; of a larger one they are not
+            fetched.
     """
 
     rounds: int = 1000
@@ -111,6 +113,7 @@ class WorkPolicy(Node):
     least_steps: int = 2
     least_batch: int = 2
     least_images: int = 16
+    order_megabytes: float = 4096.0
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -120,6 +123,7 @@ class WorkPolicy(Node):
             within("work.least_steps", self.least_steps, 1, 1000000),
             within("work.least_batch", self.least_batch, 1, 4096),
             within("work.least_images", self.least_images, 1, 10**9),
+            within("work.order_megabytes", self.order_megabytes, 0.001, 1e6),
         ]
         if self.least_steps > self.steps_per_round:
             found.append("work.least_steps is more than work.steps_per_round. Lower the first.")

@@ -44,6 +44,21 @@ def provisioned(folder, sites, port):
 
 
 @contextlib.contextmanager
+def all_started(commands, environment=None):
+    """Several processes by the file of their output; all are told to end before any is awaited."""
+    with contextlib.ExitStack() as stack:
+        processes = [
+            stack.enter_context(started(log, *command, environment=environment))
+            for log, command in commands.items()
+        ]
+        try:
+            yield processes
+        finally:
+            for process in processes:
+                process.send_signal(signal.SIGTERM)  # does nothing to one that was waited for
+
+
+@contextlib.contextmanager
 def started(log, *command, environment=None):
     """A process in a session of its own, of which nothing is left at the end."""
     with log.open("wb") as stream:
@@ -59,6 +74,7 @@ def started(log, *command, environment=None):
     finally:
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)
-        process.wait(60)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(60)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)

@@ -1,7 +1,7 @@
 """A federation's folder and sites that enrol in it."""
 
 import json
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from agssd_core.config.deployment import DeploymentConfig
@@ -13,6 +13,7 @@ from server.provision import provision
 from tests.support.sites import make_raw_site
 
 NOW = datetime(2030, 5, 1, 12, tzinfo=UTC)
+DAY = timedelta(days=1)
 SECRET = b"a passphrase of a test"
 
 
@@ -53,6 +54,11 @@ def enrolled(site: Path, federation: Path, *, name="north", now=NOW):
     enrolment, answer = admit(request_of(site), federation, now=now)
     accept_answer(site, answer, now=now)
     return enrolment
+
+
+def written(path: Path, record) -> Path:
+    path.write_text(record.to_json())
+    return path
 
 
 def events(folder: Path):

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 
 from agssd_core.envelope import SealedUpdate
-from agssd_core.protocol import SiteUpdate
+from agssd_core.protocol import PROTOCOL_VERSION, SiteUpdate
 from agssd_core.weights import schema_digest, schema_of, weights_digest
 from client import wire as client_wire
 from server import wire
@@ -77,7 +77,7 @@ BAD = {
     "other-nonce": (hostile(nothing, nonce="0" * 32), "nonce"),
     "other-site": (hostile(nothing, site="a"), "site"),
     "fewer-steps": (hostile(nothing, steps=1), "steps"),
-    "version": (hostile(nothing, protocol=3), "protocol"),
+    "version": (hostile(nothing, protocol=PROTOCOL_VERSION + 1), "protocol"),
     "altered": (hostile(put(0.5), sealed=False), "digest"),
     "far": (hostile(lambda w: {n: a + (n == NAME) * 900 for n, a in w.items()}), "norm"),
 }
