@@ -11,6 +11,7 @@ The names of Flower that are used here are listed in ``client/flower_names.py``.
 import contextlib
 import hashlib
 import logging
+import signal
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -77,8 +78,7 @@ class Door:
 def guarded(pull: Callable[..., Any], engine: Any, door: Door) -> Callable[..., Any]:
     """The engine's pull of one message, past the door.
 
-    Raises:
-        SystemExit: of the pull, between two messages, when the site's key was renewed.
+    Between two messages it ends the process, as SIGTERM would, when the site's key was renewed.
     """
 
     def pull_one(**given: Any) -> Any:
@@ -124,7 +124,7 @@ class _Intake:
         if found is None:
             if self.door.outdated():
                 log.warning("the site has a new key; the node ends and starts again with it")
-                raise SystemExit(0)
+                signal.raise_signal(signal.SIGTERM)  # Flower's own way out, which signs off
             return None
         self.message, tree = found
         return found if self._declared(tree) else None

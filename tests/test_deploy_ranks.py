@@ -31,12 +31,22 @@ def _of(process, *words):
 
 
 def _ranks(site):
-    """The two processes that train, without torchrun itself, which also names the worker."""
-    return [
-        each
-        for each in _of(site, "agssd_core.training.worker")
-        if "torch.distributed.run" not in each.cmdline()
-    ]
+    """The processes that train."""
+    starters = _of(site, "agssd_core.training.ranks")
+    return [rank for each in starters for rank in _of(each, "--multiprocessing-fork")]
+
+
+def _listeners(site):
+    """Addresses on which anything of the site listens."""
+    found = set()
+    for member in psutil.Process(site.pid).children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            found |= {
+                each.laddr.ip
+                for each in member.net_connections(kind="inet")
+                if each.status == psutil.CONN_LISTEN
+            }
+    return found
 
 
 def _wait(condition, seconds):
@@ -76,6 +86,7 @@ def test_two_ranks_survive_a_nodes_restart_and_a_ranks_death_costs_one_round(tmp
         assert _wait(lambda: "round 1:" in log.read_text(), 600)
 
         assert _wait(lambda: len(_ranks(site)) == 2, 500)
+        assert _listeners(site) == {"127.0.0.1"}
         (node,) = _of(site, "client.launcher", "node")
         node.send_signal(signal.SIGKILL)
         assert serving.wait(600) == 0, log.read_text()

@@ -19,6 +19,7 @@ from tests.support.sites import make_site
 
 pytestmark = [pytest.mark.deploy, pytest.mark.timeout(1500)]
 
+ROUNDS = 3
 # Runs in every Python process of the site before our code: its updates get 60 MB of zeros.
 SWOLLEN = """
 import importlib.util
@@ -87,7 +88,13 @@ def test_sizes_are_refused_and_a_renewed_key_is_taken_up_while_the_run_goes_on(
     monkeypatch.setenv("AGSSD_CA_PASSPHRASE", "correct horse battery")
     sites = two_sites(tmp_path / "sites")
     sites["coast"] = make_site(tmp_path / "sites" / "coast", "CT", seed=2)
-    plan = {"rounds": 3, "min_sites": 1, "expected_sites": 3, "deadline_s": 150}
+    plan = {
+        "rounds": ROUNDS,
+        "min_sites": 1,
+        "discovery_timeout_s": 120,
+        "expected_sites": 3,
+        "deadline_s": 150,
+    }
     config = federated_config(tmp_path / "deployed", federation=plan)
     started_run(config, tmp_path / "deployed" / "run")
     run = tmp_path / "run.yaml"
@@ -112,14 +119,21 @@ def test_sizes_are_refused_and_a_renewed_key_is_taken_up_while_the_run_goes_on(
             command = (BIN / "agssd-site", "run", site)
             stack.enter_context(started(log[name], *command, environment=environment))
         assert _wait(lambda: "round 0: merged" in log["server"].read_text(), 700)
+        do(server_app, "pause", tmp_path / "deployed" / "run")
         said = _renew(tmp_path, sites["north"], federation)
         assert "key 2" in said
         assert _wait(lambda: "key 2 is in use from now on" in log["north"].read_text(), 300)
+        node = sites["north"] / "federation" / "node.log"
+        assert _wait(lambda: node.read_text().count("SuperNode ID") == 2, 300)
+        do(server_app, "resume", tmp_path / "deployed" / "run")
         assert serving.wait(700) == 0, log["server"].read_text()
 
     store = RunStore(tmp_path / "deployed" / "run")
-    assert [store.load(number).manifest.sites for number in (1, 2, 3)] == [("north",)] * 3
-    rows = [row for row in store.metrics.rows() if row["kind"] == "refusal"]
+    rows = list(store.metrics.rows())
+    merged = [(row["round"], row["site"]) for row in rows if row["kind"] == "site"]
+    assert {site for _, site in merged} == {"north"}
+    assert merged[-1] == (ROUNDS - 1, "north")  # with the new key
+    rows = [row for row in rows if row["kind"] == "refusal"]
     assert _reasons(rows, "coast") == {"size"}
     assert _reasons(rows, "south") == {"declined-size"}
     told = _refusals(server_app, federation)

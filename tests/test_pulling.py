@@ -1,5 +1,7 @@
 """A message above its cap: refused by its header, with no array fetched, on either side."""
 
+import signal
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -17,6 +19,7 @@ from agssd_core.errors import EngineError, OversizeError
 from agssd_core.journal import entries_of
 from client import launcher
 from client import wire as site_wire
+from client.connection import load_connection, save_connection
 from client.pulling import Door, guarded
 from server import pulling, wire
 from tests.support.enrolled import enrol
@@ -168,7 +171,7 @@ class Node:
         self.store, self.message, self.confirmed = store, message, []
         message.metadata.__dict__["_message_id"] = store.message_id
 
-    def pull(self, door):
+    def pull(self, door, receive=None):
         run = SimpleNamespace(
             run_id=1, fab_hash="0" * 64, series_id=1, primary_task_type="", override_config={}
         )
@@ -177,7 +180,7 @@ class Node:
             state=self.state,
             object_store=self.objects,
             node_config={},
-            receive=lambda: (self.message, self.store.tree),
+            receive=receive or (lambda: (self.message, self.store.tree)),
             get_run=None,
             get_fab=None,
             pull_object=lambda _run, name: self.store.fetch(name),
@@ -193,6 +196,7 @@ class Node:
 def order_of(size):
     parts = payload_of(size)
     order = order_for(model(0), payload_sizes=sizes_of(parts), payload_digests=digests_of(parts))
+    launcher.local_message("train", RecordDict())  # tells Flower who we are
     sent = wire.encode_order(SealedOrder(order, parts), node=1, ttl_s=60.0)
     return launcher.local_message("train", sent.content)
 
@@ -231,6 +235,22 @@ def test_a_site_stops_fetching_an_order_that_brings_more_than_it_declares(tmp_pa
     assert node.store.bytes_fetched() < 30 * MB
     assert node.replies() == ["declined-size"]
     assert [entry.facts["reason"] for entry in entries_of(tmp_path)] == ["size"]
+
+
+@pytest.mark.parametrize(("started_with", "ended"), [(1, [signal.SIGTERM]), (2, []), (0, [])])
+def test_a_node_ends_between_two_messages_when_its_site_has_another_key(
+    tmp_path, monkeypatch, started_with, ended
+):
+    enrol(tmp_path)
+    save_connection(tmp_path, replace(load_connection(tmp_path), key_id=2))
+    message = order_of(MB)
+    node, seen = Node(Store(message), message), []
+    monkeypatch.setattr(signal, "raise_signal", seen.append)
+    door = Door(frozenset(), tmp_path, started_with)
+    assert node.pull(door) == 1
+    assert seen == []  # a message that has come is taken in
+    assert node.pull(door, receive=lambda: None) is None
+    assert seen == ended
 
 
 def test_an_update_as_a_site_sends_it_declares_what_it_has():

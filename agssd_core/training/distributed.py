@@ -81,7 +81,7 @@ class ProcessGroup:
 
 
 def current_group() -> ProcessGroup:
-    """The group that torchrun set up, or a single process."""
+    """The group that was set up, or a single process."""
     if dist.is_available() and dist.is_initialized():
         return ProcessGroup(dist.get_rank(), dist.get_world_size())
     return ProcessGroup()

@@ -62,7 +62,7 @@ class SiteTrainer:
 
     Raises:
         TrainingError: the configured device is not there, the batch cannot be shared by the
-            processes that torchrun started, or the site is too small to train privately.
+            processes that were started together, or the site is too small to train privately.
     """
 
     def __init__(

@@ -1,8 +1,8 @@
-"""A round on several GPUs of one site: a job folder, and torchrun on this machine.
+"""A round on several GPUs of one site: a job folder, and processes on this machine.
 
-``train_on_processes`` writes the job, starts ``python -m torch.distributed.run`` and reads the
-answer; each process that torchrun starts runs this file as ``python -m
-agssd_core.training.worker FOLDER``. Rank 0 alone writes.
+``train_on_processes`` writes the job, starts ``agssd_core.training.ranks`` and reads the answer.
+The ranks find each other by a file in the job folder. torchrun would listen on every interface of
+the machine meanwhile, on ports that anybody may write to. Rank 0 alone writes.
 """
 
 import json
@@ -19,7 +19,7 @@ import torch.distributed as dist
 from agssd_core.config import RunConfig, config_from_json
 from agssd_core.data.cache import SiteVolumes
 from agssd_core.errors import AgssdError, CheckpointError, CollapseError, TrainingError
-from agssd_core.processes import Child
+from agssd_core.processes import Child, python_module
 from agssd_core.training.checkpoint import StateStamp
 from agssd_core.training.site_round import SiteTrainer
 from agssd_core.weights import Weights, load_weights, save_weights, write_text
@@ -27,7 +27,7 @@ from agssd_core.weights import Weights, load_weights, save_weights, write_text
 log = logging.getLogger(__name__)
 
 _JOB, _METRICS, _FAILURE, _LOG = "job.json", "metrics.json", "failure.json", "processes.log"
-_BASE, _RESULT = "base.safetensors", "result.safetensors"
+_BASE, _RESULT, _MEETING = "base.safetensors", "result.safetensors", "meeting"
 _POLL_S = 0.1
 
 
@@ -103,8 +103,7 @@ def train_on_processes(
     folder.mkdir(parents=True, exist_ok=True)
     save_weights(folder / _BASE, weights)
     write_text(folder / _JOB, json.dumps(asdict(job)), private=True)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += [f"--nproc-per-node={processes}", "-m", "agssd_core.training.worker", str(folder)]
+    command = [*python_module("agssd_core.training.ranks"), str(folder), str(processes)]
     code = _run(command, folder / _LOG, timeout_s)
     if code is None:
         raise TrainingError(
@@ -132,11 +131,13 @@ def _run(command: list[str], log_file: Path, timeout_s: float | None) -> int | N
     return code
 
 
-def run_job(folder: Path) -> None:
-    """One rank's part of a job; torchrun has set rank and world size in the environment."""
+def run_rank(rank: int, folder: Path, processes: int) -> None:
+    """One rank's part of a job."""
     job = _read_job(folder)
     config = config_from_json(job.config)
-    dist.init_process_group("nccl" if _on_gpus(config) else "gloo")
+    store = dist.FileStore(str(folder / _MEETING), processes)  # type: ignore[attr-defined]
+    kind = "nccl" if _on_gpus(config) else "gloo"
+    dist.init_process_group(kind, store=store, rank=rank, world_size=processes)
     try:
         _train(job, config, folder)
     except AgssdError as error:
@@ -193,7 +194,3 @@ def _failure(folder: Path, processes: int) -> TrainingError:
         f"one of {processes} training processes ended unexpectedly; weights were left as they "
         "were. The site's log holds its last words; try training.processes = 1 to tell them apart."
     )
-
-
-if __name__ == "__main__":
-    run_job(Path(sys.argv[1]))
