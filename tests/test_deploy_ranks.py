@@ -32,8 +32,8 @@ def _of(process, *words):
 
 def _ranks(site):
     """The processes that train."""
-    workers = _of(site, "agssd_core.training.worker")
-    return [rank for worker in workers for rank in _of(worker, "--multiprocessing-fork")]
+    starters = _of(site, "agssd_core.training.ranks")
+    return [rank for each in starters for rank in _of(each, "--multiprocessing-fork")]
 
 
 def _listeners(site):
@@ -86,6 +86,7 @@ def test_two_ranks_survive_a_nodes_restart_and_a_ranks_death_costs_one_round(tmp
         assert _wait(lambda: "round 1:" in log.read_text(), 600)
 
         assert _wait(lambda: len(_ranks(site)) == 2, 500)
+        assert _listeners(site) == {"127.0.0.1"}
         (node,) = _of(site, "client.launcher", "node")
         node.send_signal(signal.SIGKILL)
         assert serving.wait(600) == 0, log.read_text()

@@ -196,6 +196,7 @@ class Node:
 def order_of(size):
     parts = payload_of(size)
     order = order_for(model(0), payload_sizes=sizes_of(parts), payload_digests=digests_of(parts))
+    launcher.local_message("train", RecordDict())  # tells Flower who we are
     sent = wire.encode_order(SealedOrder(order, parts), node=1, ttl_s=60.0)
     return launcher.local_message("train", sent.content)
 

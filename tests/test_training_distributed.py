@@ -125,7 +125,7 @@ def test_a_round_of_two_processes_at_a_prepared_site(tmp_path):
         after=StateStamp("run", 0, "plan"),
     )  # fmt: skip
     assert json.loads(json.dumps(asdict(job)))["after"]["run"] == "run"
-    weights, metrics = train_on_processes(job, base, tmp_path / "job", processes=2, timeout_s=120)
+    weights, metrics = train_on_processes(job, base, tmp_path / "job", processes=2, timeout_s=300)
     assert metrics["information_cls"] == pytest.approx(expected["information_cls"], abs=1e-4)
     for name, array in alone.shared_weights().items():
         assert_close(name, weights[name], array)
@@ -133,4 +133,4 @@ def test_a_round_of_two_processes_at_a_prepared_site(tmp_path):
 
     broken = RoundJob(**(asdict(job) | {"site_dir": str(tmp_path / "nowhere"), "after": None}))
     with pytest.raises(TrainingError, match=r"(?i)index"):
-        train_on_processes(broken, base, tmp_path / "broken", processes=2, timeout_s=120)
+        train_on_processes(broken, base, tmp_path / "broken", processes=2, timeout_s=300)

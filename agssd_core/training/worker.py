@@ -1,9 +1,8 @@
 """A round on several GPUs of one site: a job folder, and processes on this machine.
 
-``train_on_processes`` writes the job, starts ``python -m agssd_core.training.worker FOLDER COUNT``
-and reads the answer. That process spawns the ranks and ends all when one ends badly; they find
-each other by a file in the job folder. torchrun would listen on every interface of the machine
-meanwhile, on ports that anybody may write to. Rank 0 alone writes.
+``train_on_processes`` writes the job, starts ``agssd_core.training.ranks`` and reads the answer.
+The ranks find each other by a file in the job folder. torchrun would listen on every interface of
+the machine meanwhile, on ports that anybody may write to. Rank 0 alone writes.
 """
 
 import json
@@ -16,7 +15,6 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from agssd_core.config import RunConfig, config_from_json
 from agssd_core.data.cache import SiteVolumes
@@ -105,7 +103,7 @@ def train_on_processes(
     folder.mkdir(parents=True, exist_ok=True)
     save_weights(folder / _BASE, weights)
     write_text(folder / _JOB, json.dumps(asdict(job)), private=True)
-    command = [*python_module("agssd_core.training.worker"), str(folder), str(processes)]
+    command = [*python_module("agssd_core.training.ranks"), str(folder), str(processes)]
     code = _run(command, folder / _LOG, timeout_s)
     if code is None:
         raise TrainingError(
@@ -137,7 +135,7 @@ def run_rank(rank: int, folder: Path, processes: int) -> None:
     """One rank's part of a job."""
     job = _read_job(folder)
     config = config_from_json(job.config)
-    store = dist.FileStore(str(folder / _MEETING), processes)
+    store = dist.FileStore(str(folder / _MEETING), processes)  # type: ignore[attr-defined]
     kind = "nccl" if _on_gpus(config) else "gloo"
     dist.init_process_group(kind, store=store, rank=rank, world_size=processes)
     try:
@@ -196,7 +194,3 @@ def _failure(folder: Path, processes: int) -> TrainingError:
         f"one of {processes} training processes ended unexpectedly; weights were left as they "
         "were. The site's log holds its last words; try training.processes = 1 to tell them apart."
     )
-
-
-if __name__ == "__main__":
-    mp.spawn(run_rank, args=(Path(sys.argv[1]), int(sys.argv[2])), nprocs=int(sys.argv[2]))
