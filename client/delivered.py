@@ -106,6 +106,14 @@ class Delivered:
         self.signed.require_weights(weights)
         return weights
 
+    def whole(self) -> bool:
+        """Whether the weights on disk are still those of the certificate."""
+        try:
+            self.signed.require_weights(load_weights(self.folder / WEIGHTS))
+        except AgssdError:
+            return False
+        return True
+
 
 def held(site: Path) -> list[Delivered]:
     """The newest checkpoint of each run that a site holds; nothing of it is checked yet."""
@@ -120,13 +128,15 @@ def held(site: Path) -> list[Delivered]:
 
 
 def require_newer(site: Path, certificate: Certificate) -> bool:
-    """Whether a checkpoint is newer than what the site holds of its run; False when it is held.
+    """Whether to keep a checkpoint: it is newer than what is held of its run, or that is damaged.
 
     Raises:
         OrderRefusedError: ``older``, or ``conflict`` when another one of the same round is held.
     """
-    own = [each.certificate for each in held(site) if each.certificate.run == certificate.run]
-    for other in own:
+    for one in held(site):
+        other = one.certificate
+        if other.run != certificate.run:
+            continue
         if certificate.round < other.round:
             raise OrderRefusedError(
                 f"the delivery holds {certificate.round} round(s), the site holds {other.round} of "
@@ -135,7 +145,7 @@ def require_newer(site: Path, certificate: Certificate) -> bool:
             )
         if certificate.round == other.round:
             if certificate.weights_digest == other.weights_digest:
-                return False
+                return not one.whole()
             raise OrderRefusedError(
                 f"the site holds other weights of round {other.round} of this run, signed by the "
                 "same coordinator. Ask the coordinator which are right before removing any.",
@@ -161,17 +171,13 @@ def store(site: Path, signed: Signed, weights: Weights) -> Path:
 
 
 def write_checkpoint(folder: Path, signed: Signed, weights: Weights) -> None:
-    """Write the two files into a new folder, in one move.
+    """Write the two files into a folder in one move; what it held before is replaced.
 
     Raises:
-        CheckpointError: as ``store``, or the folder is there and holds something else.
+        CheckpointError: as ``store``.
     """
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
-    if folder.exists() and any(folder.iterdir()) and _read(folder) is None:
-        raise CheckpointError(
-            "the folder to write to holds something else. Name a new one, so that nothing is lost."
-        )
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True, mode=0o700)
@@ -192,6 +198,18 @@ def write_checkpoint(folder: Path, signed: Signed, weights: Weights) -> None:
     finally:
         for left in (temporary, old):
             shutil.rmtree(left, ignore_errors=True)
+
+
+def require_replaceable(folder: Path) -> None:
+    """Check that a folder to write to is new, empty or a checkpoint's.
+
+    Raises:
+        CheckpointError: it holds something else.
+    """
+    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not _read(folder))):
+        raise CheckpointError(
+            "the folder to write to holds something else. Name a new one, so that nothing is lost."
+        )
 
 
 def read_file(file: Path, key: VerifyKey) -> tuple[Signed, Weights]:

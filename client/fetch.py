@@ -13,6 +13,7 @@ from client.delivered import (
     held,
     read_file,
     require_newer,
+    require_replaceable,
     store,
     write_checkpoint,
 )
@@ -57,6 +58,7 @@ def fetch_checkpoint(
         found = _named(held(site), what, cohort)
         signed, weights, folder = found.signed, found.read(key), found.folder
     if out is not None:
+        require_replaceable(out)
         _note(site, "export", "checkpoint fetched", signed.certificate)
         write_checkpoint(out, signed, weights)
         folder = out

@@ -6,7 +6,6 @@ from dataclasses import asdict, replace
 from datetime import datetime
 
 import pytest
-from typer.testing import CliRunner
 
 from agssd_core.config.policy import DAYS
 from agssd_core.delivery import Certificate
@@ -14,14 +13,13 @@ from agssd_core.envelope import sign
 from agssd_core.errors import CheckpointError, WeightsError
 from agssd_core.journal import verify_journal
 from agssd_core.signing import SigningKey, VerifyKey, canonical
-from agssd_core.weights import load_weights, weights_digest
+from agssd_core.weights import weights_digest
 from client import wire as site_wire
-from client.cli import app as site_app
 from client.delivered import Signed, held, require_newer
 from client.exporting import held_encoder
 from server.delivery import DELIVERIES_FILE, receipts, write_delivery
 from simulation.grid import Fault
-from tests.support.delivering import EnrolledHospital
+from tests.support.delivering import EnrolledHospital, certificate, fetch
 
 LATER = DAYS[(datetime.now().weekday() + 3) % 7]
 
@@ -35,10 +33,6 @@ def _fast_disk(monkeypatch):
 @pytest.fixture
 def hospital(tmp_path):
     return EnrolledHospital(tmp_path / "x", rounds=2)
-
-
-def fetch(*arguments):
-    return CliRunner().invoke(site_app, ["fetch", *map(str, arguments)])
 
 
 @pytest.fixture
@@ -106,6 +100,20 @@ def test_what_was_altered_on_the_sites_disk_is_not_handed_out(hospital, tmp_path
     answer = fetch("agssd", site, "--out", out)
     assert (answer.exit_code, "signed by none" in answer.stderr) == (2, True)
     assert not out.exists()
+
+
+def test_what_was_damaged_at_the_site_is_taken_again(hospital, tmp_path):
+    hospital.run()
+    site = hospital.sites["a"]
+    (folder,) = (site / "delivered" / "run-1").iterdir()
+    place = tmp_path / "final.safetensors"
+    write_delivery(hospital.store, hospital.server_key, place)
+    for name in ("weights.safetensors", "manifest.json"):
+        (folder / name).write_bytes(b"damaged")
+        assert fetch("agssd", site).exit_code == 2
+        assert fetch(place, site).exit_code == 0
+        assert fetch("agssd", site).exit_code == 0
+    assert [path.name for path in folder.parent.iterdir()] == ["round-0002"]
 
 
 def _unsigned(sealed, _own):
@@ -184,10 +192,6 @@ def test_other_weights_under_an_honest_certificate_are_refused(hospital, seen, m
     assert not any((site / "delivered").exists() for site in hospital.sites.values())
 
 
-def _certificate(hospital, number, weights="0" * 64):
-    return Certificate(2, "run-1", "run", "ct-mr", number, 5, "{}", weights, "0" * 64)
-
-
 def test_an_older_or_contradicting_delivery_is_refused_and_the_held_one_stays(hospital, tmp_path):
     hospital.run()
     site = hospital.sites["a"]
@@ -195,7 +199,7 @@ def test_an_older_or_contradicting_delivery_is_refused_and_the_held_one_stays(ho
     assert not require_newer(site, one.certificate)
     for number, reason in ((1, "older"), (2, "conflict")):
         with pytest.raises(Exception, match=r"Deliver the newest|Ask the coordinator") as refused:
-            require_newer(site, _certificate(hospital, number))
+            require_newer(site, certificate(number))
         assert refused.value.reason == reason
     hospital.store.folder.joinpath("checkpoints/round-0002").rename(tmp_path / "away")
     write_delivery(hospital.store, hospital.server_key, tmp_path / "old.safetensors")
@@ -281,67 +285,8 @@ def test_an_unsigned_run_delivers_nothing_and_a_site_without_keys_takes_nothing(
     assert not any((site / "delivered").exists() for site in hospital.sites.values())
 
 
-# --- by file
-
-
-@pytest.fixture
-def file(hospital, tmp_path):
-    hospital.run(lambda _name, group: Fault(offline=group == "final"))
-    place = tmp_path / "final.safetensors"
-    write_delivery(hospital.store, hospital.server_key, place)
-    return place
-
-
-def test_a_file_brings_the_checkpoint_to_a_site_that_was_away(hospital, file, tmp_path):
-    site = hospital.sites["a"]
-    answer = fetch(file, site, "--out", tmp_path / "encoder")
-    assert answer.exit_code == 0, answer.stderr
-    assert weights_digest(load_weights(tmp_path / "encoder" / "weights.safetensors")) == (
-        hospital.digest()
-    )
-    assert hospital.deliveries("a") == ["held"]
-    assert fetch("run-1", site).exit_code == 0
-
-
-@pytest.mark.parametrize("damage", ["flipped", "cut", "none", "unsigned", "stranger", "edited"])
-def test_a_file_that_does_not_hold_is_refused_and_nothing_is_written(
-    hospital, file, tmp_path, damage, monkeypatch
-):
-    content = bytearray(file.read_bytes())
-    if damage == "flipped":
-        content[-1] ^= 1
-    if damage == "cut":
-        content = content[:-50]
-    if damage == "none":
-        content = bytearray(b"no safetensors")
-    if damage == "stranger":
-        write_delivery(hospital.store, SigningKey.create(), file)
-        content = file.read_bytes()
-    if damage == "unsigned":
-        monkeypatch.setattr("server.delivery.sign", lambda *_: "")
-        write_delivery(hospital.store, hospital.server_key, file)
-        content = file.read_bytes()
-    if damage == "edited":
-        content = content.replace(b'\\"rounds\\": 2', b'\\"rounds\\": 3')
-        assert content != file.read_bytes()
-    file.write_bytes(content)
-    answer = fetch(file, hospital.sites["a"], "--out", tmp_path / "encoder")
-    words = {
-        "flipped": "not those that the coordinator signed",
-        "cut": "no delivery",
-        "none": "no delivery",
-        "unsigned": "is not signed",
-        "stranger": "signed by none",
-        "edited": "signed by none",
-    }
-    assert answer.exit_code == 2
-    assert words[damage] in " ".join(answer.stderr.split())
-    assert not (hospital.sites["a"] / "delivered").exists()
-    assert not (tmp_path / "encoder").exists()
-
-
 def test_a_signature_of_another_purpose_is_none(hospital):
-    said = _certificate(hospital, 2)
+    said = certificate(2)
     key = hospital.server_key
     for purpose in ("order", "delivery"):
         signed = Signed(said, key.sign(purpose, canonical(asdict(said))))

@@ -2,8 +2,12 @@
 
 from pathlib import Path
 
+from typer.testing import CliRunner
+
+from agssd_core.delivery import Certificate
 from agssd_core.journal import Journal, entries_of
 from client.app import make_app
+from client.cli import app as site_app
 from client.connection import Connection, keys_folder, save_connection
 from client.identity import Identity
 from client.site import Site
@@ -12,6 +16,16 @@ from client.site_keys import make_keys
 from server.chronicle import Chronicle
 from server.keys import Keys
 from tests.support.signing import SignedHospital
+
+
+def fetch(*arguments):
+    """The command of a site."""
+    return CliRunner().invoke(site_app, ["fetch", *map(str, arguments)])
+
+
+def certificate(number, weights="0" * 64):
+    """Of a round of the toy run, unsigned."""
+    return Certificate(2, "run-1", "run", "ct-mr", number, 5, "{}", weights, "0" * 64)
 
 
 class EnrolledHospital(SignedHospital):
