@@ -2,12 +2,15 @@
 
 import json
 import math
+import re
 import warnings
 from dataclasses import replace
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -202,6 +205,12 @@ def test_a_plan_of_equal_shares_and_late_noise_is_taken():
         plan(merge={"student": rule})
     plan(federation={"wire": "int8"})
     plan(privacy={"enabled": True}, agssd={"head": {"input_norm_cls": "auto"}})
+
+
+def test_the_plan_of_the_documentation_is_taken():
+    page = Path(__file__).parents[1] / "docs" / "privacy.md"
+    (block,) = re.findall(r"```yaml\n(.*?)```", page.read_text(), re.DOTALL)
+    assert parse_config(yaml.safe_load(block)).federation.merge.central_privacy.enabled
 
 
 @pytest.mark.parametrize(

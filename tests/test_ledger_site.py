@@ -251,6 +251,7 @@ def test_a_killed_site_has_paid_for_all_that_it_trained(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_a_site_killed_at_a_hundred_moments_has_paid_for_all_that_it_trained(tmp_path, capsys):
     assert len(list(kill_spender(tmp_path / "north", times=100, seed=2))) == 100
     found = _summary(tmp_path / "north")
