@@ -73,7 +73,7 @@ def run(given: argparse.Namespace, rows: set[int]) -> int:
         failed += [] if outcome.met else [f"row {outcome.row}: {outcome.fault}"]
         kept = keep(given.json, [outcome])
         if given.write is not None:
-            write_page(given.write, kept, machine())
+            write_page(given.write, kept, machine(), all_faults())
     print(f"failed: {'; '.join(failed)}" if failed else "all passed")
     return 1 if failed else 0
 

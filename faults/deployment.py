@@ -28,8 +28,6 @@ from faults.link import Link
 from faults.suite import Fault, Try
 
 VICTIM = "valley"
-IDLE = ("west", "east")
-"""Enrolled and never on line."""
 GRACE_S = 10.0
 LEAST_DEADLINE_S = 30.0
 REJOIN_S = 15.0
@@ -51,7 +49,7 @@ def shared() -> Deployment:
     """The deployment that all of these faults are injected into, on line."""
     if not _HELD:
         folder = Path(_OPEN.enter_context(tempfile.TemporaryDirectory(prefix="agssd-faults-")))
-        found = _OPEN.enter_context(deployment(folder, extra=IDLE, federation=PLAN))
+        found = _OPEN.enter_context(deployment(folder, federation=PLAN))
         found.begin_run("faults")
         found.serve()
         for site in found.links:

@@ -4,10 +4,9 @@ Every attempt is that of Flower's own client of a SuperNode. With a bad certific
 request may reach the server; with a bad key or clock the proxy's log must hold the refused call.
 """
 
-import contextlib
 import ssl
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -23,14 +22,15 @@ from flwr.supernode import node_auth_http_interceptor as node_auth
 from flwr.supernode.fleet_http_client import FleetHttpClient
 
 from client.connection import node_key_file
-from faults.deployed import Deployment, wait_for
-from faults.deployment import IDLE, shared
+from faults.deployed import START_S, Deployment, deployment, wait_for
 from faults.suite import Fault, Try
 from server.cli import app as server_app
 from tests.support.deployed import do
 from tests.support.tls_server import DAY, NOW, Authority, listening, read_head, tls
 
-REVOKED, SKEWED = IDLE
+REVOKED, SKEWED = "west", "east"
+KINDS = ("unregistered", "revoked", "skewed")
+PLAN = {"expected_sites": 1, "discovery_timeout_s": START_S}
 SKEW = timedelta(minutes=10)
 HEARTBEAT_S = 30.0
 
@@ -98,48 +98,47 @@ def bad_certificates(folder: Path, tries: int) -> Iterator[Try]:
         yield Try(words in said and not heads, f"{name}: {said}; requests seen: {len(heads)}")
 
 
-def bad_keys(kind: str) -> Callable[[Path, int], Iterator[Try]]:
-    """Attempts at the real SuperLink behind nginx: no session, and a line in the proxy's log."""
-
-    def run(_folder: Path, tries: int) -> Iterator[Try]:
-        found = shared()
+def bad_keys(folder: Path, tries: int) -> Iterator[Try]:
+    """Each kind in turn, at a real SuperLink behind nginx: no session, and a line in its log."""
+    with deployment(
+        folder, sites={"north": "CT"}, extra=(REVOKED, SKEWED), federation=PLAN
+    ) as found:
+        found.begin_run("keys")
+        found.serve()
+        for site in (REVOKED, SKEWED):  # they are let in until now
+            session(found.port, found.federation / "ca.crt", _key(found, site))
+        _revoke(found)
         for number in range(tries):
-            with _bad(kind, found, number) as key:
-                before = _refused_calls(found)
-                try:
-                    session(found.port, found.federation / "ca.crt", key)
-                    said = "a session"
-                except httpx.HTTPStatusError as error:
-                    said = f"status {error.response.status_code}"
-            wait = time.monotonic() + 5
-            while _refused_calls(found) == before and time.monotonic() < wait:
-                time.sleep(0.05)
-            noted = _refused_calls(found) > before
-            good = said in ("status 401", "status 403", "status 412") and noted
-            yield Try(good, f"{said}; noted: {noted}")
-
-    return run
+            kind = KINDS[number % len(KINDS)]
+            before = _refused_calls(found)
+            said = _attempt(found, kind, early=number % 2 == 0)
+            noted = _noted(found, before)
+            refused = said in ("status 401", "status 403", "status 412")
+            yield Try(refused and noted, f"{kind}: {said}; noted: {noted}")
 
 
-@contextlib.contextmanager
-def _bad(kind: str, found: Deployment, number: int) -> Iterator[Any]:
-    """A key that must not be let in, or one that may with a clock that is wrong."""
-    if kind == "unregistered":
-        yield ec.generate_private_key(ec.SECP384R1())
-        return
+def _attempt(found: Deployment, kind: str, *, early: bool) -> str:
     site = REVOKED if kind == "revoked" else SKEWED
-    key = load_ssh_private_key(node_key_file(found.sites[site], 1).read_bytes(), None)
-    if number == 0:
-        with contextlib.suppress(httpx.HTTPStatusError):
-            session(found.port, found.federation / "ca.crt", key)  # it is let in until now
-    if kind == "revoked":
-        if number == 0:
-            _revoke(found)
-        yield key
-        return
-    off = SKEW if number % 2 else -SKEW
+    stranger = kind == "unregistered"
+    key = ec.generate_private_key(ec.SECP384R1()) if stranger else _key(found, site)
+    off = (-SKEW if early else SKEW) if kind == "skewed" else timedelta(0)
     with patch.object(node_auth, "now", lambda: datetime.now(UTC) + off):
-        yield key
+        try:
+            session(found.port, found.federation / "ca.crt", key)
+        except httpx.HTTPStatusError as error:
+            return f"status {error.response.status_code}"
+    return "a session"
+
+
+def _key(found: Deployment, site: str) -> Any:
+    return load_ssh_private_key(node_key_file(found.sites[site], 1).read_bytes(), None)
+
+
+def _noted(found: Deployment, before: int) -> bool:
+    ends = time.monotonic() + 5
+    while _refused_calls(found) == before and time.monotonic() < ends:
+        time.sleep(0.05)
+    return _refused_calls(found) > before
 
 
 def _revoke(found: Deployment) -> None:
@@ -155,12 +154,5 @@ def _refused_calls(found: Deployment) -> int:
 
 FAULTS = [
     Fault(9, "expired, early, other CA's, other name's certificate", bad_certificates, 8, short=4),
-    *(
-        Fault(9, f"{name}", bad_keys(kind), 8, short=2, deploy=True)
-        for kind, name in (
-            ("unregistered", "unregistered key"),
-            ("skewed", "clock 10 minutes ahead or behind"),
-            ("revoked", "revoked key"),
-        )
-    ),
+    Fault(9, "unregistered key, revoked key, clock 10 min off", bad_keys, 24, short=4, deploy=True),
 ]
