@@ -17,6 +17,7 @@ import contextlib
 import hashlib
 import logging
 import multiprocessing
+import os
 import sys
 import tempfile
 import time
@@ -66,6 +67,11 @@ def run_node(arguments: list[str], *, door: Door, memory: Path) -> None:
     _without_exception_texts()
     sys.argv = ["flower-supernode", *arguments]
     _module("flwr.supernode.cli.flower_supernode").flower_supernode()
+    # It returns when it gave the connection up, and a thread of its own would keep the process,
+    # off line, for ever; ended, it is started again.
+    log.error("the node gave its connection up")
+    logging.shutdown()
+    os._exit(1)
 
 
 def run_executor(arguments: list[str]) -> None:

@@ -2,7 +2,9 @@
 
 import hashlib
 import logging
+import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -123,3 +125,27 @@ def test_flowers_log_loses_the_words_of_an_exception(caplog):
         assert "ValueError" in logging.Formatter().format(record)
     finally:
         logger.filters[:] = before
+
+
+GIVES_UP = """
+import sys, threading, time
+from pathlib import Path
+from client import launcher
+from flwr.supernode.cli import flower_supernode as engine
+
+class Module:
+    @staticmethod
+    def flower_supernode():
+        threading.Thread(target=time.sleep, args=(120,)).start()
+
+real = launcher._module
+launcher._module = lambda name: Module if name.endswith("cli.flower_supernode") else real(name)
+launcher.run_node([], allowed=frozenset(), memory=Path(sys.argv[1]))
+"""
+
+
+def test_a_node_that_gave_its_connection_up_ends_so_that_it_is_started_again(tmp_path):
+    """Flower's own process would stay, off line, because its HTTP server's thread does."""
+    command = [sys.executable, "-c", GIVES_UP, str(tmp_path / "node.id")]
+    ended = subprocess.run(command, cwd=Path(__file__).parents[1], timeout=100, check=False)
+    assert ended.returncode == 1
