@@ -24,6 +24,7 @@ from tests.support.signing import SignedHospital
 from tests.support.spending import kill_spender
 
 VICTIM, ROUND = "b", "1"
+KILLS_A_SITE = 5
 
 
 class ForkingGrid(InProcessGrid):
@@ -111,9 +112,11 @@ def _judged(run: SignedHospital, closed: dict[int, float]) -> Try:
 
 def ledger_holds(folder: Path, tries: int) -> Iterator[Try]:
     """A private site: whatever it trained stands in its ledger as spent."""
-    site = folder / "north"
-    for _ in kill_spender(site, times=tries, seed=2):
-        yield Try(passed=True)
+    # A new site now and then: one whose budget is spent trains no more, and a kill shows nothing.
+    for start in range(0, tries, KILLS_A_SITE):
+        times = min(KILLS_A_SITE, tries - start)
+        for _ in kill_spender(folder / str(start) / "north", times=times, seed=start):
+            yield Try(passed=True)
 
 
 FAULTS = [
