@@ -13,7 +13,9 @@ from typer.testing import CliRunner
 
 from agssd_core.console import EXIT_USER_ERROR
 from agssd_core.errors import OrderRefusedError
+from agssd_core.protocol import PROTOCOL_VERSION
 from client import launcher
+from client.pulling import Door, guarded
 from client.site import Site
 from faults.suite import Fault, Try
 from faults.toys import quick_disk, shares
@@ -83,10 +85,10 @@ def other_application(_folder: Path) -> Try:
         opened.append(get_fab(hashlib.sha256(b"another").hexdigest(), 1))
 
     engine = SimpleNamespace(_insert_message=lambda reply, *_: replies.append(reply))
-    guarded = launcher._guarding(pull, engine, frozenset([launcher.application_digest()]))
+    let_in = guarded(pull, engine, Door(frozenset([launcher.application_digest()])))
     fab = SimpleNamespace(content=b"another")
     with contextlib.suppress(AttributeError):
-        guarded(
+        let_in(
             receive=lambda: (message, None), get_fab=lambda *_: fab, state=None, object_store=None
         )
     said = [reply.error.reason for reply in replies]
@@ -94,7 +96,7 @@ def other_application(_folder: Path) -> Try:
 
 
 CASES: dict[str, Case] = {
-    "order of another protocol version": _order("protocol", protocol=3),
+    "order of another protocol version": _order("protocol", protocol=PROTOCOL_VERSION + 1),
     "order against its own plan's steps": _order("plan", steps=3),
     "order whose plan is not valid here": _order("plan", config_text='{"agsd": {}}'),
     "update of another protocol version": _update("version"),

@@ -281,7 +281,7 @@ def test_an_unsigned_run_delivers_nothing_and_a_site_without_keys_takes_nothing(
     assert not (hospital.store.folder / DELIVERIES_FILE).exists()
     hospital.keys = keys
     hospital.run()
-    assert {said["reason"] for said in receipts(hospital.store.folder).values()} == {"signature"}
+    assert not receipts(hospital.store.folder)  # the site's answer who it is was not signed
     assert not any((site / "delivered").exists() for site in hospital.sites.values())
 
 
