@@ -21,6 +21,8 @@ def _nothing_left():
     close_shared()
 
 
+@pytest.mark.filterwarnings("ignore:GitWildMatchPattern:DeprecationWarning")  # Flower's builder
+@pytest.mark.filterwarnings("ignore:`verify=<str>`:DeprecationWarning")  # Flower's use of httpx
 @pytest.mark.federation
 @pytest.mark.parametrize("fault", **_names([each for each in SHORT if not each.deploy]))
 def test_a_fault_of_the_toy_federation(fault):
