@@ -243,7 +243,7 @@ class _Delivery:
             return "malformed"
         if isinstance(reply, wire.Fault):
             log.warning("site '%s': %s", site, reply.text)
-            return "site-error" if reply.at_site else "lost"
+            return reply.reason
         return "malformed"
 
     def _close(self, order: FinalOrder, reason: str) -> None:

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from agssd_core.application import DECLINED_UNOPENED
 from agssd_core.envelope import SealedOrder, SealedRefusal, SealedUpdate, sign, sizes_of
 from agssd_core.errors import (
     AgssdError,
@@ -244,7 +243,5 @@ def read_update(
         return None, f"declined-{reason}"
     if isinstance(reply, wire.Fault):
         log.warning("site '%s': %s", asked, reply.text)
-        if reply.text in DECLINED_UNOPENED:
-            return None, reply.text
-        return None, "site-error" if reply.at_site else "lost"
+        return None, reply.reason
     return None, "malformed"

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 
+from agssd_core.application import DECLINED_UNOPENED
 from agssd_core.delivery import FinalReceipt
 from agssd_core.differences import Payload
 from agssd_core.envelope import (
@@ -36,6 +37,13 @@ class Fault:
 
     text: str
     at_site: bool
+
+    @property
+    def reason(self) -> str:
+        """Class of reason: the site's own where it declined before it opened the message."""
+        if self.text in DECLINED_UNOPENED:
+            return self.text
+        return "site-error" if self.at_site else "lost"
 
 
 Reply = SealedUpdate | SealedRefusal | SealedReceipt | SealedHello | Fault
