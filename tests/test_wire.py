@@ -143,3 +143,17 @@ def test_a_site_refuses_an_order_without_weights_or_of_another_kind(asked):
     typed = ConfigRecord({"kind": "order", "body": fields})
     with pytest.raises(ProtocolError, match="of type str"):
         site_wire.decode_order(Message(RecordDict({"header": typed}), reply_to=asked))
+
+
+@pytest.mark.parametrize(
+    ("code", "text", "reason"),
+    [
+        (2, "declined-size", "declined-size"),
+        (2, "declined-policy-code", "declined-policy-code"),
+        (2, "something broke", "site-error"),
+        (0, "nobody answered", "lost"),
+    ],
+)
+def test_a_reply_without_content_has_a_class_of_reason(asked, code, text, reason):
+    answer = wire.decode_reply(Message(Error(code, text), reply_to=asked), max_bytes=1)
+    assert answer.reason == reason
