@@ -30,6 +30,7 @@ def test_a_fault_of_the_toy_federation(fault):
     assert outcome.met, outcome.failures
 
 
+@pytest.mark.filterwarnings("ignore:`verify=<str>`:DeprecationWarning")  # Flower's use of httpx
 @pytest.mark.deploy
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("fault", **_names([each for each in SHORT if each.deploy]))
