@@ -4,13 +4,11 @@ from pathlib import Path
 
 from agssd_core.delivery import Certificate, FinalOrder, FinalReceipt
 from agssd_core.differences import Wire, decode, unpack_whole
-from agssd_core.envelope import SealedFinal, SealedReceipt, require_payload, sign, verify
+from agssd_core.envelope import SealedFinal, SealedReceipt, sign
 from agssd_core.errors import (
     AgssdError,
     CheckpointError,
     OrderRefusedError,
-    PayloadError,
-    SignatureError,
 )
 from agssd_core.protocol import HELD, PROTOCOL_VERSION
 from agssd_core.weights import Weights
@@ -18,6 +16,7 @@ from client.bases import KeptBase
 from client.delivered import Signed, require_newer, store
 from client.identity import Identity
 from client.policy import Guard
+from client.receive import require_envelope
 
 
 def take_final(
@@ -71,18 +70,7 @@ def take_final(
 def _checked(sealed: SealedFinal, name: str, identity: Identity) -> Signed:
     """Who sent it, to whom, what it declares, and the certificate; nothing is decoded."""
     order = sealed.order
-    try:
-        verify(order, sealed.signature, (identity.server_key,))
-    except SignatureError as error:
-        raise OrderRefusedError(str(error), reason="signature") from None
-    if order.site != name:
-        message = "the delivery is another site's. Deliver to each site by its own name."
-        raise OrderRefusedError(message, reason="site")
-    try:
-        require_payload(order, sealed.payload)
-    except PayloadError as error:
-        message = f"the delivered weights cannot be used ({error}). Send them again."
-        raise OrderRefusedError(message, reason="base") from None
+    require_envelope(sealed, site=name, identity=identity)
     try:
         signed = Signed(Certificate.from_dict(order.certificate), order.certificate_signature)
         signed.require(identity.server_key)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from agssd_core.config import RunConfig, config_from_json, dump_config
 from agssd_core.differences import decode, unpack_whole
-from agssd_core.envelope import SealedOrder, require_payload, verify
+from agssd_core.envelope import SealedFinal, SealedOrder, require_payload, verify
 from agssd_core.errors import (
     ConfigError,
     OrderRefusedError,
@@ -19,8 +19,12 @@ from client.bases import KeptBase
 from client.identity import Identity
 
 
-def require_envelope(sealed: SealedOrder, *, site: str, identity: Identity | None) -> None:
+def require_envelope(
+    sealed: SealedOrder | SealedFinal, *, site: str, identity: Identity | None
+) -> None:
     """Check who sent an order, to whom, and that its parts are those it declares.
+
+    The order is of a round or of a final checkpoint.
 
     Args:
         sealed: as it came; nothing about it is trusted, and nothing is decoded.

@@ -4,13 +4,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import psutil
 import pytest
 
 from simulation.compare.results import ResultFile
+from tests.support.deployed import wait
 
 CONFIG = Path(__file__).parents[1] / "configs" / "compare-tiny.yaml"
 MODELS, CONTROLS, QUESTIONS = 5, 2, 3  # federated, pooled, two alone and random, of each seed
@@ -27,22 +27,13 @@ def _lines(folder):
     return file.read_text().splitlines() if file.is_file() else []
 
 
-def _until(condition, seconds):
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if condition():
-            return True
-        time.sleep(0.05)
-    return False
-
-
 def _kill_and_go_on(folder, *overrides, cells):
     running = _start(folder, *overrides)
-    assert _until(lambda: len(_lines(folder)) >= 4, 300), (folder / "log.txt").read_text()[-2000:]
+    assert wait(lambda: len(_lines(folder)) >= 4, 300), (folder / "log.txt").read_text()[-2000:]
     children = psutil.Process(running.pid).children(recursive=True)
     os.kill(running.pid, signal.SIGKILL)
     running.wait()
-    assert _until(lambda: not any(_lives(child) for child in children), 30), "a worker lived on"
+    assert wait(lambda: not any(_lives(child) for child in children), 30), "a worker lived on"
     kept = _lines(folder)
     assert len(kept) < cells, "it had ended before it could be killed"
     again = _start(folder, *overrides)

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import shutil
 
 import pytest
 import yaml
@@ -14,6 +13,7 @@ from server.cli import app as server_app
 from server.store import RunStore
 from tests.support.deployed import BIN, do, provisioned, started
 from tests.support.federated import federated_config, small_sites, started_run
+from tests.support.proxy import require_nginx
 
 pytestmark = [pytest.mark.deploy, pytest.mark.timeout(900)]
 
@@ -35,8 +35,7 @@ def reasons(journal):
 
 
 def test_a_hospital_whose_budget_is_spent_declines_and_the_others_go_on(tmp_path, monkeypatch):
-    if shutil.which("nginx") is None:
-        pytest.skip("nginx is not installed (apt-get install nginx-light)")
+    require_nginx()
     monkeypatch.setenv("AGSSD_CA_PASSPHRASE", "correct horse battery")
     sites = small_sites(tmp_path / "sites", north="CT", south="MR", west="CT")
     config = federated_config(

@@ -2,8 +2,6 @@
 
 import contextlib
 import json
-import os
-import shutil
 
 import pytest
 import yaml
@@ -11,8 +9,9 @@ import yaml
 from agssd_core.processes import free_port
 from client.cli import app as site_app
 from server.cli import app as server_app
-from tests.support.deployed import BIN, do, provisioned, started
+from tests.support.deployed import BIN, changed_environment, do, provisioned, started
 from tests.support.federated import federated_config, started_run, two_sites
+from tests.support.proxy import require_nginx
 
 pytestmark = [pytest.mark.deploy, pytest.mark.timeout(900)]
 
@@ -20,32 +19,13 @@ PATIENT = "Mustermann^Erika 1964-08-12"
 # Runs in every Python process of the site before our code: training reads a file of the site and
 # fails with its words.
 SPOILED = """
-import importlib.machinery
-import importlib.util
 import os
-import sys
 
-MODULE = "agssd_core.training.site_round"
+def train_steps(self, *_given):
+    with open(os.environ["SITE_LOCAL_FILE"]) as stream:
+        raise ValueError(stream.read())
 
-class Spoil:
-    def find_spec(self, name, path, target=None):
-        if name != MODULE:
-            return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(name)
-        run = spec.loader.exec_module
-
-        def exec_module(module):
-            run(module)
-            def train_steps(self, *_given):
-                with open(os.environ["SITE_LOCAL_FILE"]) as stream:
-                    raise ValueError(stream.read())
-            module.SiteTrainer.train_steps = train_steps
-
-        spec.loader.exec_module = exec_module
-        return spec
-
-sys.meta_path.insert(0, Spoil())
+module.SiteTrainer.train_steps = train_steps
 """
 
 
@@ -60,8 +40,7 @@ def journal(app, folder):
 
 
 def test_words_of_an_exception_and_a_foreign_application_stop_at_the_site(tmp_path, monkeypatch):
-    if shutil.which("nginx") is None:
-        pytest.skip("nginx is not installed (apt-get install nginx-light)")
+    require_nginx()
     monkeypatch.setenv("AGSSD_CA_PASSPHRASE", "correct horse battery")
     sites = two_sites(tmp_path / "sites")
     plan = {"rounds": 1, "min_sites": 1, "discovery_timeout_s": 60, "deadline_s": 120}
@@ -74,13 +53,10 @@ def test_words_of_an_exception_and_a_foreign_application_stop_at_the_site(tmp_pa
     policy = yaml.safe_load((sites["south"] / "policy.yaml").read_text())
     policy["code"] = {"applications": ["0" * 64]}
     (sites["south"] / "policy.yaml").write_text(yaml.safe_dump(policy))
-    (tmp_path / "spoiled").mkdir()
-    (tmp_path / "spoiled" / "sitecustomize.py").write_text(SPOILED)
     (sites["north"] / "local.txt").write_text(PATIENT)
-    spoiled = os.environ | {
-        "PYTHONPATH": str(tmp_path / "spoiled"),
-        "SITE_LOCAL_FILE": str(sites["north"] / "local.txt"),
-    }
+    spoiled = changed_environment(
+        tmp_path / "spoiled", "agssd_core.training.site_round", SPOILED
+    ) | {"SITE_LOCAL_FILE": str(sites["north"] / "local.txt")}
     server = [BIN / "agssd-server", "serve", run, "--federation", federation]
     with contextlib.ExitStack() as stack:
         serving = stack.enter_context(

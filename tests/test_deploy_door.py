@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import time
 from collections import Counter
 
 import psutil
@@ -20,7 +19,7 @@ from server.proxy import FLEET_CALLS
 from server.store import RunStore
 from server.superlink import Certificates, superlink
 from simulation.engines import federate
-from tests.support.deployed import BIN, do, provisioned, started
+from tests.support.deployed import BIN, do, provisioned, started, wait
 from tests.support.federated import federated_config, started_run, two_sites
 from tests.support.federation_keys import make_enrolment, make_federation, make_node_key
 from tests.support.proxy import running_proxy, started_nginx
@@ -43,13 +42,6 @@ def _calls(folder, status):
     """Path -> how many calls ended with this status."""
     lines = (folder / "access.log").read_text().splitlines()
     return Counter(line.split()[3] for line in lines if line.split()[4] == str(status))
-
-
-def _wait(condition, seconds):
-    deadline = time.monotonic() + seconds
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.2)
-    return condition()
 
 
 def test_enrolled_sites_train_through_the_proxy(tmp_path, monkeypatch):
@@ -79,7 +71,7 @@ def test_enrolled_sites_train_through_the_proxy(tmp_path, monkeypatch):
             for name, site in sites.items()
         ]
         rounds = tmp_path / "server.log"
-        assert _wait(lambda: "round 0: merged" in rounds.read_text() or serving.poll(), 300)
+        assert wait(lambda: "round 0: merged" in rounds.read_text() or serving.poll(), 300)
         members = psutil.Process(serving.pid).children(recursive=True)
         listening = {
             connection.laddr.ip
@@ -133,14 +125,14 @@ def test_strangers_stay_outside_and_a_revoked_key_is_shut_out(tmp_path):
         stranger = stack.enter_context(_node(tmp_path, proxy, "stranger"))
         assert stranger.wait(60) != 0
         assert _calls(proxy.folder, 412) == {"/v1/fleet/activate-node": 1}
-        assert _wait(lambda: _calls(proxy.folder, 200)["/v1/fleet/pull-messages"], 60)
+        assert wait(lambda: _calls(proxy.folder, 200)["/v1/fleet/pull-messages"], 60)
         assert sorted(node_statuses(link).values()) == ["online", "registered"]
 
         valid[0] = make_enrolment("north", keys["new"], key_id=2)
         before = _calls(proxy.folder, 401).total()
         keeper()
         assert said == ["node north-1 is shut out: its key was revoked or has expired"]
-        assert _wait(lambda: _calls(proxy.folder, 401).total() > before, 60)
+        assert wait(lambda: _calls(proxy.folder, 401).total() > before, 60)
         statuses = node_statuses(link)
         assert sorted(statuses.values()) == ["registered", "registered", "unregistered"]
 

@@ -1,9 +1,7 @@
 """A site that trains in two processes, over the real deployment: ranks and nodes may die."""
 
 import contextlib
-import shutil
 import signal
-import time
 
 import psutil
 import pytest
@@ -12,8 +10,9 @@ import yaml
 from agssd_core.processes import free_port
 from client.cli import app as site_app
 from server.store import RunStore
-from tests.support.deployed import BIN, do, provisioned, started
+from tests.support.deployed import BIN, do, provisioned, started, wait
 from tests.support.federated import federated_config, started_run
+from tests.support.proxy import require_nginx
 from tests.support.sites import make_site
 
 pytestmark = [pytest.mark.deploy, pytest.mark.slow, pytest.mark.timeout(2400)]
@@ -49,16 +48,8 @@ def _listeners(site):
     return found
 
 
-def _wait(condition, seconds):
-    deadline = time.monotonic() + seconds
-    while not (found := condition()) and time.monotonic() < deadline:
-        time.sleep(0.2)
-    return found
-
-
 def test_two_ranks_survive_a_nodes_restart_and_a_ranks_death_costs_one_round(tmp_path, monkeypatch):
-    if shutil.which("nginx") is None:
-        pytest.skip("nginx is not installed (apt-get install nginx-light)")
+    require_nginx()
     monkeypatch.setenv("AGSSD_CA_PASSPHRASE", "correct horse battery")
     sites = {"north": make_site(tmp_path / "north", "CT", seed=1)}
     config = federated_config(
@@ -78,14 +69,14 @@ def test_two_ranks_survive_a_nodes_restart_and_a_ranks_death_costs_one_round(tmp
         site = stack.enter_context(
             started(tmp_path / "site.log", BIN / "agssd-site", "run", sites["north"])
         )
-        assert _wait(lambda: "round 0: merged" in log.read_text(), 800)
+        assert wait(lambda: "round 0: merged" in log.read_text(), 800)
         (trainer,) = _of(site, "client.trainer")
 
-        ranks = _wait(lambda: len(_ranks(site)) == 2 and _ranks(site), 500)
+        ranks = wait(lambda: len(_ranks(site)) == 2 and _ranks(site), 500)
         ranks[1].send_signal(signal.SIGKILL)
-        assert _wait(lambda: "round 1:" in log.read_text(), 600)
+        assert wait(lambda: "round 1:" in log.read_text(), 600)
 
-        assert _wait(lambda: len(_ranks(site)) == 2, 500)
+        assert wait(lambda: len(_ranks(site)) == 2, 500)
         assert _listeners(site) == {"127.0.0.1"}
         (node,) = _of(site, "client.launcher", "node")
         node.send_signal(signal.SIGKILL)

@@ -2,9 +2,6 @@
 
 import contextlib
 import json
-import os
-import shutil
-import time
 
 import pytest
 import yaml
@@ -13,8 +10,9 @@ from agssd_core.processes import free_port
 from client.cli import app as site_app
 from server.cli import app as server_app
 from server.store import RunStore
-from tests.support.deployed import BIN, do, provisioned, started
+from tests.support.deployed import BIN, changed_environment, do, provisioned, started, wait
 from tests.support.federated import federated_config, started_run, two_sites
+from tests.support.proxy import require_nginx
 from tests.support.sites import make_site
 
 pytestmark = [pytest.mark.deploy, pytest.mark.timeout(1500)]
@@ -22,41 +20,19 @@ pytestmark = [pytest.mark.deploy, pytest.mark.timeout(1500)]
 ROUNDS = 3
 # Runs in every Python process of the site before our code: its updates get 60 MB of zeros.
 SWOLLEN = """
-import importlib.util
-import sys
 from dataclasses import replace
 
-class Swell:
-    def find_spec(self, name, path, target=None):
-        if name != "client.wire":
-            return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(name)
-        run = spec.loader.exec_module
+encode = module.encode_update
 
-        def exec_module(module):
-            run(module)
-            encode = module.encode_update
-            def encode_update(sealed, *, reply_to):
-                payload = dict(sealed.payload)
-                payload["student"] += bytes(60_000_000)
-                sizes = {part: len(data) for part, data in payload.items()}
-                header = replace(sealed.header, payload_sizes=sizes)
-                return encode(replace(sealed, header=header, payload=payload), reply_to=reply_to)
-            module.encode_update = encode_update
+def encode_update(sealed, *, reply_to):
+    payload = dict(sealed.payload)
+    payload["student"] += bytes(60_000_000)
+    sizes = {part: len(data) for part, data in payload.items()}
+    header = replace(sealed.header, payload_sizes=sizes)
+    return encode(replace(sealed, header=header, payload=payload), reply_to=reply_to)
 
-        spec.loader.exec_module = exec_module
-        return spec
-
-sys.meta_path.insert(0, Swell())
+module.encode_update = encode_update
 """
-
-
-def _wait(condition, seconds):
-    deadline = time.monotonic() + seconds
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.3)
-    return condition()
 
 
 def _renew(folder, site, federation):
@@ -83,8 +59,7 @@ def _refusals(app, folder):
 def test_sizes_are_refused_and_a_renewed_key_is_taken_up_while_the_run_goes_on(
     tmp_path, monkeypatch
 ):
-    if shutil.which("nginx") is None:
-        pytest.skip("nginx is not installed (apt-get install nginx-light)")
+    require_nginx()
     monkeypatch.setenv("AGSSD_CA_PASSPHRASE", "correct horse battery")
     sites = two_sites(tmp_path / "sites")
     sites["coast"] = make_site(tmp_path / "sites" / "coast", "CT", seed=2)
@@ -104,10 +79,7 @@ def test_sizes_are_refused_and_a_renewed_key_is_taken_up_while_the_run_goes_on(
     policy = yaml.safe_load((sites["south"] / "policy.yaml").read_text())
     policy["work"]["order_megabytes"] = 0.01
     (sites["south"] / "policy.yaml").write_text(yaml.safe_dump(policy))
-    (tmp_path / "swollen").mkdir()
-    (tmp_path / "swollen" / "sitecustomize.py").write_text(SWOLLEN)
-    places = [str(tmp_path / "swollen"), *filter(None, [os.environ.get("PYTHONPATH")])]
-    swollen = os.environ | {"PYTHONPATH": os.pathsep.join(places)}
+    swollen = changed_environment(tmp_path / "swollen", "client.wire", SWOLLEN)
     log = {name: tmp_path / f"{name}.log" for name in ("server", *sites)}
     server = [BIN / "agssd-server", "serve", run, "--federation", federation]
     with contextlib.ExitStack() as stack:
@@ -118,13 +90,13 @@ def test_sizes_are_refused_and_a_renewed_key_is_taken_up_while_the_run_goes_on(
             environment = swollen if name == "coast" else None
             command = (BIN / "agssd-site", "run", site)
             stack.enter_context(started(log[name], *command, environment=environment))
-        assert _wait(lambda: "round 0: merged" in log["server"].read_text(), 700)
+        assert wait(lambda: "round 0: merged" in log["server"].read_text(), 700)
         do(server_app, "pause", tmp_path / "deployed" / "run")
         said = _renew(tmp_path, sites["north"], federation)
         assert "key 2" in said
-        assert _wait(lambda: "key 2 is in use from now on" in log["north"].read_text(), 300)
+        assert wait(lambda: "key 2 is in use from now on" in log["north"].read_text(), 300)
         node = sites["north"] / "federation" / "node.log"
-        assert _wait(lambda: node.read_text().count("SuperNode ID") == 2, 300)
+        assert wait(lambda: node.read_text().count("SuperNode ID") == 2, 300)
         do(server_app, "resume", tmp_path / "deployed" / "run")
         assert serving.wait(700) == 0, log["server"].read_text()
 

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import yaml
@@ -14,6 +15,28 @@ from client.cli import app as site_app
 from server.cli import app as server_app
 
 BIN = Path(sys.executable).parent
+# Runs in every Python process of a site before our code.
+_HOOK = """
+import importlib.util
+import sys
+
+class Changed:
+    def find_spec(self, name, path, target=None):
+        if name != {module!r}:
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(name)
+        run = spec.loader.exec_module
+
+        def exec_module(module):
+            run(module)
+            exec({change!r}, {{"module": module}})
+
+        spec.loader.exec_module = exec_module
+        return spec
+
+sys.meta_path.insert(0, Changed())
+"""
 
 
 def do(app, *arguments):
@@ -41,6 +64,22 @@ def provisioned(folder, sites, port):
         # The test's steps are fewer and smaller than a hospital should allow.
         (site / "policy.yaml").write_text("work: {least_steps: 1, least_batch: 1, least_images: 1}")
     return federation
+
+
+def changed_environment(folder, module, change):
+    """Environment whose Python processes run ``change`` on a ``module`` as soon as it is loaded."""
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(_HOOK.format(module=module, change=change))
+    places = [str(folder), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return os.environ | {"PYTHONPATH": os.pathsep.join(places)}
+
+
+def wait(condition, seconds):
+    """What the condition gave last: something true, or whatever it was when time was over."""
+    deadline = time.monotonic() + seconds
+    while not (found := condition()) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return found
 
 
 @contextlib.contextmanager

@@ -68,11 +68,16 @@ def running_proxy(federation, folder, upstream_port, change=lambda text: text):
         yield proxy
 
 
+def require_nginx():
+    """Skip where there is no nginx; the pipeline installs it."""
+    if shutil.which("nginx") is None:
+        pytest.skip("nginx is not installed (apt-get install nginx-light)")
+
+
 @contextlib.contextmanager
 def started_nginx(folder, port, ca):
     """nginx with the configuration of a folder, or a skip."""
-    if shutil.which("nginx") is None:
-        pytest.skip("nginx is not installed (apt-get install nginx-light)")
+    require_nginx()
     command = ["nginx", "-e", "stderr", "-p", str(folder), "-c", "nginx.conf"]
     # Workers of a root's nginx would become nobody, who cannot read this folder.
     command += ["-g", "user root;"] if os.geteuid() == 0 else []
