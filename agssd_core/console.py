@@ -6,7 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import typer
@@ -27,6 +27,8 @@ from typer.core import TyperGroup
 from agssd_core.errors import AgssdError, ConfigError
 
 Advance = Callable[[int, int], None]
+Bar = Callable[[str], AbstractContextManager[Advance]]
+"""Opens a progress bar under a title."""
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130

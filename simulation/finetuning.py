@@ -2,14 +2,8 @@
 
 from pathlib import Path
 
-from agssd_core.evaluation.finetuning import (
-    Bar,
-    Encoder,
-    Material,
-    Report,
-    Request,
-    finetune_encoder,
-)
+from agssd_core.console import Bar
+from agssd_core.evaluation.finetuning import Encoder, Material, Report, Request, finetune_encoder
 from simulation.datasets.known import ADAPTERS
 from simulation.exporting import checkpoint_of
 from simulation.labelled import row_sources

@@ -1,13 +1,13 @@
 """Fit LP-SAM on public images, measure it, and write it as a signed file."""
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 
 from agssd_core.config import FramesConfig, LpsamConfig, RunConfig
+from agssd_core.console import Bar
 from agssd_core.data.pairs import ImageMaskPairs, LabelledFrame, read_pair
 from agssd_core.errors import ClipError, ConfigError
 from agssd_core.evaluation.delineation import delineate_frames
@@ -24,7 +24,6 @@ from agssd_core.weights import write_text
 MEASURED = 200
 SHOWN = 6
 
-Bar = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
 Scores = dict[str, dict[str, DelineationScore]]
 
 

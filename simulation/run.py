@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from agssd_core.config import RunConfig, dump_config
+from agssd_core.console import Bar
 from agssd_core.errors import CheckpointError, ConfigError
 from agssd_core.tracking import require_packages
 from agssd_core.training.anaus_build import build_pair
@@ -19,7 +20,7 @@ from server.store import RunStore
 from server.tracking import tracking_cohorts
 from simulation.engines import federate
 from simulation.report import write_report
-from simulation.sites import Bar, Say, build_sites, site_folders
+from simulation.sites import Say, build_sites, site_folders
 from simulation.split import SITES, with_split
 
 

@@ -3,10 +3,10 @@
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
 
 from agssd_core.config import PhantomSiteConfig, RunConfig, SiteFoldersConfig, dump_config
+from agssd_core.console import Bar
 from agssd_core.data.cache import SiteVolumes
 from agssd_core.data.catalogue import CATALOGUE_NAME, Catalogue, open_catalogue
 from agssd_core.data.frames import SiteFrames
@@ -20,7 +20,6 @@ from client.delineate import delineate_site
 from simulation.phantoms import write_phantom_site
 
 Say = Callable[[str], None]
-Bar = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
 LABELS_FOLDER = "labels"
 
 DEFAULT_PHANTOMS = (

@@ -1,12 +1,11 @@
 """A division of a data set on disk: ``sites.csv``, raw folders of the sites, and a picture."""
 
 import json
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
 from agssd_core.config import RunConfig, SiteFoldersConfig
+from agssd_core.console import Bar
 from agssd_core.errors import ConfigError, DataError
 from agssd_core.weights import file_digest, write_bytes, write_text
 from simulation.datasets.known import ADAPTERS
@@ -17,7 +16,6 @@ from simulation.sites_csv import read_sites, write_sites
 from simulation.split_picture import split_picture
 
 SITES, ABOUT, PICTURE, RAW = "sites.csv", "split.json", "split.png", "raw"
-Bar = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
 
 
 @dataclass(frozen=True)

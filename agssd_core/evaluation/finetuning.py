@@ -6,7 +6,6 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +13,7 @@ from typing import Any, Literal
 from agssd_core.config import Cohort, RunConfig
 from agssd_core.config.finetune import FinetuneConfig
 from agssd_core.config.tasks import TaskConfig
+from agssd_core.console import Bar
 from agssd_core.errors import DataError
 from agssd_core.evaluation.bundle import record_results, write_bundle
 from agssd_core.evaluation.bundle_data import write_bundle_data
@@ -25,7 +25,6 @@ from agssd_core.evaluation.labelled_scans import write_labelled
 from agssd_core.evaluation.sources import ScanSource
 from agssd_core.weights import Weights, write_bytes, write_text
 
-Bar = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
 _MAIN = ("mean_dice", "balanced_accuracy", "accuracy")
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from agssd_core.config import COHORT_OF, RunConfig, SiteFoldersConfig, dump_config
+from agssd_core.console import Bar
 from agssd_core.errors import ConfigError
 from agssd_core.evaluation.labelled import LabelledSet
 from agssd_core.weights import file_digest
@@ -18,7 +19,7 @@ from simulation.labelled import write_labelled
 from simulation.materialise import unusable_scans, write_raw_site
 from simulation.partition import partition
 from simulation.phantom_rows import phantom_rows
-from simulation.sites import Bar, Say, build_sites
+from simulation.sites import Say, build_sites
 from simulation.sites_csv import write_sites
 
 PHANTOMS = "phantoms"

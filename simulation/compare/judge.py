@@ -95,7 +95,10 @@ def _asked(job: Job) -> list[tuple[Cell, _Question]]:
     """Every question to a job's model, with the cell that its answer goes to."""
     model, compare = job.model, job.settings.compare
     if model is None:
-        stamp = digest_of(job.data.digest, job.control)
+        # A control has the grid of the encoders that it is compared with.
+        shape = model_config(job.settings, Model(job.data.seed, "random"), list(job.data.sites))
+        grid = f"{shape.agssd.model.patch_size}/{shape.anaus.augment.size}"
+        stamp = digest_of(job.data.digest, job.control, grid)
         names = (job.control, "", "")
     else:
         config = model_config(job.settings, model, list(job.data.sites))
@@ -111,7 +114,8 @@ def _asked(job: Job) -> list[tuple[Cell, _Question]]:
             asked += [_Question(task, "finetune", fraction) for fraction in compare.fractions]
         for question in asked:
             how = dump_config(compare.finetune) if question.method == "finetune" else ""
-            own = digest_of(stamp, dump_config(task), how)
+            # Scans of these sites are asked nothing, which the split does not say.
+            own = digest_of(stamp, dump_config(task), how, *sorted(compare.data.pretrain_only))
             cell = Cell(job.data.seed, *names, task.name, question.method, question.fraction, own)
             found.append((cell, question))
     return found

@@ -33,8 +33,8 @@ def privacy_table(results: Sequence[Result], settings: RunConfig) -> str:
         _main_table(summaries),
         "Mean and 95 % interval over seeds (Student's t). *scratch* starts from random weights, "
         "*continued* from the checkpoint. *plain* is the ordinary step; *noiseless* is the private "
-        "step without its noise, and protects nobody either. *informative*: some model leads "
-        "position, intensity and the untrained network by more than "
+        "step without its noise, and protects nobody either. *informative*: some trained model "
+        "leads position, intensity and the untrained network by more than "
         f"{settings.compare.margin:g}.",
         "## Differences, paired by seed",
         "What training added to where it started:",

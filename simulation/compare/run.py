@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 
 from agssd_core.config import RunConfig
+from agssd_core.console import Bar
 from agssd_core.errors import ConfigError, EngineError
 from agssd_core.processes import die_with_parent
 from agssd_core.weights import write_text
@@ -30,7 +31,7 @@ from simulation.compare.private_table import privacy_table
 from simulation.compare.results import Cell, Result, ResultFile
 from simulation.compare.summary import comparison_table
 from simulation.run import run_folder
-from simulation.sites import Bar, Say
+from simulation.sites import Say
 
 RESULTS = "results.jsonl"
 
@@ -59,7 +60,11 @@ def compare(settings: RunConfig, *, form: Form = "comparison", say: Say, bar: Ba
     if not settings.compare.tasks:
         raise ConfigError("compare.tasks is empty, nothing would be compared. Name a task.")
     cohort_of(settings)
+    if settings.compare.variants and form != "ablation":
+        raise ConfigError("compare.variants are those of --ablate. Add it, or leave them out.")
     settings = with_start(settings)
+    if form != "comparison":  # what cannot be trained is said before anything is prepared
+        _models(settings, (), form, seed=0)
     folder = run_folder(settings)
     folder.mkdir(parents=True, exist_ok=True)
     scans = scans_of(settings, folder, bar=bar)
@@ -77,14 +82,16 @@ def compare(settings: RunConfig, *, form: Form = "comparison", say: Say, bar: Ba
     return _write(folder, settings, cells, file.read(), form=form)
 
 
-def _jobs(settings: RunConfig, data: SeedData, form: Form) -> list[Job]:
-    models: Sequence[Model]
+def _models(settings: RunConfig, sites: Sequence[str], form: Form, *, seed: int) -> Sequence[Model]:
     if form == "ablation":
-        models = ablated_models(settings, seed=data.seed)
-    elif form == "privacy":
-        models = private_models(settings, seed=data.seed)
-    else:
-        models = models_of(settings, list(data.sites), seed=data.seed)
+        return ablated_models(settings, seed=seed)
+    if form == "privacy":
+        return private_models(settings, seed=seed)
+    return models_of(settings, sites, seed=seed)
+
+
+def _jobs(settings: RunConfig, data: SeedData, form: Form) -> list[Job]:
+    models = _models(settings, list(data.sites), form, seed=data.seed)
     found = [Job(settings, data, model) for model in models]
     return found + [Job(settings, data, control=control) for control in CONTROLS]
 

@@ -1,6 +1,6 @@
 """From raw numbers to a table: arms side by side, with intervals over seeds, worst sites named."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from agssd_core.config import RunConfig
@@ -9,7 +9,7 @@ from simulation.compare.judge import CONTROLS
 from simulation.compare.results import Result
 
 METRICS = ("dice", "hd95_mm", "balanced_accuracy", "accuracy", "auc")
-TRAINED = ("federated", "pooled", "alone")
+UNTRAINED = ("random", "start")
 AS_CONFIGURED = "federated"
 _NO_VALUE = "-"
 
@@ -30,6 +30,10 @@ class Answers:
 
     metrics: dict[str, dict[int, float]] = field(default_factory=dict)
     sites: dict[str, dict[int, float]] = field(default_factory=dict)
+
+    def only(self) -> dict[int, float]:
+        """By seed, where all labels are at one site; empty otherwise."""
+        return dict(next(iter(self.sites.values()))) if len(self.sites) == 1 else {}
 
     def worst(self) -> dict[int, float]:
         """The lowest site of each seed that has two or more."""
@@ -109,7 +113,7 @@ def _informative(columns: Mapping[str, Answers], main: str, margin: float) -> bo
     if not controls:
         return None
     bars = [*controls, *([columns["random"]] if "random" in columns else [])]
-    trained = [own for name, own in columns.items() if name not in (*CONTROLS, "random")]
+    trained = [own for name, own in columns.items() if name not in (*CONTROLS, *UNTRAINED)]
     best = max((_mean(own.metrics.get(main, {})) for own in trained), default=0.0)
     return best > max(_mean(own.metrics.get(main, {})) for own in bars) + margin
 
@@ -128,7 +132,8 @@ def comparison_table(results: Sequence[Result], settings: RunConfig) -> str:
         _main_table(summaries),
         f"Mean and 95 % interval over seeds (Student's t). A task is *not informative* where no "
         f"trained arm leads position, intensity and the untrained network by more than "
-        f"{settings.compare.margin:g}.",
+        f"{settings.compare.margin:g}. Of arm alone, over all sites, the mean of all sites' own "
+        "models.",
         _students(results),
         "## Differences, paired by seed",
         _difference_table(summaries),
@@ -176,7 +181,7 @@ def _difference_table(summaries: Sequence[Summary]) -> str:
     pairs = [(one, other) for one, other in pairs if other not in CONTROLS]
     lines = head(["task", "judged by", "metric", *(f"{a} - {b}" for a, b in pairs)])
     for summary in summaries:
-        for what in ("all sites", "worst site"):
+        for what in _OF:
             values = [difference(summary, one, other, what) for one, other in pairs]
             if any(value != _NO_VALUE for value in values):
                 metric = summary.main.replace("_", " ")
@@ -185,13 +190,10 @@ def _difference_table(summaries: Sequence[Summary]) -> str:
 
 
 def difference(summary: Summary, one: str, other: str, what: str) -> str:
-    """Two columns' difference paired by seed, ``all sites`` or ``worst site``; bold beyond 0."""
+    """Two columns' difference paired by seed, ``what`` of ``_OF``; bold beyond 0."""
     if one not in summary.columns or other not in summary.columns:
         return _NO_VALUE
-    found = [
-        own.worst() if what == "worst site" else own.metrics.get(summary.main, {})
-        for own in (summary.columns[one], summary.columns[other])
-    ]
+    found = [_OF[what](summary.columns[name], summary.main) for name in (one, other)]
     seeds = sorted(found[0].keys() & found[1].keys())
     if not seeds:
         return _NO_VALUE
@@ -200,13 +202,19 @@ def difference(summary: Summary, one: str, other: str, what: str) -> str:
     return f"**{_written(interval, signed=True)}**" if beyond else _written(interval, signed=True)
 
 
+_OF: Mapping[str, Callable[[Answers, str], PerSeed]] = {
+    "all sites": lambda own, main: own.metrics.get(main, {}),
+    "the only site": lambda own, _: own.only(),
+    "worst site": lambda own, _: own.worst(),
+}
+
+
 def _site_table(summaries: Sequence[Summary]) -> str:
     columns = _columns(summaries)
     lines = head(["task", "judged by", "site", *columns])
+    several = False
     for summary in summaries:
         sites = sorted({site for own in summary.columns.values() for site in own.sites})
-        if len(sites) < 2:
-            continue
         for site in sites:
             values = [
                 shown(own.sites.get(site, {}))
@@ -215,11 +223,13 @@ def _site_table(summaries: Sequence[Summary]) -> str:
                 for name in columns
             ]
             lines.append(line([*_named(summary), site, *values]))
-        named = [_worst_named(summary.columns.get(name)) for name in columns]
-        lines.append(line([*_named(summary), "*worst site*", *named]))
-    if len(lines) == 2:
-        return "Fewer than two sites hold labels of held-out patients, so no site is the worst."
+        if len(sites) > 1:
+            several = True
+            named = [_worst_named(summary.columns.get(name)) for name in columns]
+            lines.append(line([*_named(summary), "*worst site*", *named]))
     told = "Of arm alone, a site's own model on that site's held-out scans."
+    if not several:
+        told += " Fewer than two sites hold labels of held-out patients, so no site is the worst."
     return "\n".join([*lines, "", told])
 
 
