@@ -50,10 +50,12 @@ def fetch_checkpoint(
     key = server_key(load_connection(site))
     if Path(what).is_file():
         signed, weights = read_file(Path(what), key)
-        folder = site / "delivered"
         if require_newer(site, signed.certificate):
             folder = store(site, signed, weights)
             _note(site, "delivery", "held", signed.certificate)
+        else:
+            run = signed.certificate.run
+            folder = next(one.folder for one in held(site) if one.certificate.run == run)
     else:
         found = _named(held(site), what, cohort)
         signed, weights, folder = found.signed, found.read(key), found.folder

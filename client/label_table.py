@@ -36,10 +36,15 @@ class Table:
 
 @dataclass(frozen=True)
 class _Files:
-    """Where the catalogue's scans lie: private, never printed."""
+    """Where the catalogue's scans lie: private, never printed.
+
+    Attributes:
+        places: every file of a scan and every folder above it -> names of the scans there.
+    """
 
     records: Mapping[str, ScanRecord]
     paths: Mapping[str, tuple[str, ...]] = field(repr=False)
+    places: Mapping[Path, tuple[str, ...]] = field(repr=False)
     headers: Mapping[str, tuple[str, ...]] = field(repr=False)
 
     def named(self, name: str) -> str:
@@ -58,12 +63,10 @@ class _Files:
         Raises:
             DataError: there is none, or several.
         """
-        wanted = path.resolve()
-        found = sorted(
-            name
-            for name, files in self.paths.items()
-            if any(one == wanted or wanted in one.parents for one in map(_resolved, files))
-        )
+        try:
+            found = self.places.get(path.resolve(), ())
+        except (OSError, ValueError):
+            raise DataError("the path cannot be read. Write one of this machine.") from None
         if len(found) == 1:
             return found[0]
         if not found:
@@ -152,7 +155,7 @@ def _files(site: Path) -> _Files:
             told = [table.execute(query, (one,)).fetchone() or ("",) for one in stored]
             paths[name] = tuple(true_path(one) for one in stored)
             headers[name] = tuple(str(one[0]) for one in told)
-    return _Files(records, paths, headers)
+    return _Files(records, paths, _places(paths), headers)
 
 
 def _scan(row: Mapping[str, str], files: _Files, folder: Path) -> SiteScan:
@@ -217,5 +220,10 @@ def _drawn(patients: Mapping[str, Sequence[SiteScan]], *, seed: int, label: str)
     return sides
 
 
-def _resolved(text: str) -> Path:
-    return Path(text).resolve()
+def _places(paths: Mapping[str, Sequence[str]]) -> dict[Path, tuple[str, ...]]:
+    found: dict[Path, set[str]] = defaultdict(set)
+    for name, files in paths.items():
+        for file in {Path(one).resolve() for one in files}:
+            for place in (file, *file.parents):
+                found[place].add(name)
+    return {place: tuple(sorted(names)) for place, names in found.items()}

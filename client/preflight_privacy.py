@@ -23,7 +23,7 @@ def privacy_rows(site: Path, config: RunConfig, *, run: str = "") -> Iterator[Ro
         config: of the run.
         run: its id, when the site has begun it; rounds that it has paid for are not planned again.
     """
-    if not config.privacy.enabled:
+    if not config.privacy.enabled or config.privacy.noise_multiplier == 0:  # asks no ledger
         return
     try:
         chain = _chain(site)
@@ -79,7 +79,7 @@ def _too_dear(history: tuple[Spending, ...], planned: list[Spending], limit: Lim
 def _planned(site: Path, config: RunConfig, chain: Chain, run: str) -> list[Spending]:
     """What the rest of the run would add, for each cohort that the site has scans for."""
     # Imported here: it brings torch, which the other checks do not need.
-    from agssd_core.training.privacy.rounds import sampling_rate, sigma_of
+    from agssd_core.training.privacy.rounds import calibrated, sampling_rate, sigma_of
 
     catalogue = open_catalogue(site)
     paid = {entry.round for entry in chain.entries if entry.state == RESERVED and entry.run == run}
@@ -87,8 +87,11 @@ def _planned(site: Path, config: RunConfig, chain: Chain, run: str) -> list[Spen
     for cohort in [name for name in config.cohorts if name in catalogue.cohorts]:
         own = config.for_cohort(cohort)
         rounds = own.federation.rounds - len(paid)
-        rate = sampling_rate(own.privacy, len(catalogue.patients_of(cohort)))
-        sigma = sigma_of(own.privacy, centred=_centred(own, cohort))
+        patients, centred = len(catalogue.patients_of(cohort)), _centred(own, cohort)
+        privacy = calibrated(
+            own.privacy, patients=patients, steps=own.federation.total_steps, centred=centred
+        )
+        rate, sigma = sampling_rate(privacy, patients), sigma_of(privacy, centred=centred)
         found.append(Spending(sigma, rate, max(rounds, 0) * own.federation.steps_per_round))
     return found
 

@@ -50,11 +50,11 @@ class Door:
 
     def most_bytes(self) -> int:
         """Bytes that the arrays of a message may have."""
-        policy = SitePolicy()
-        if self.site is not None:
-            with contextlib.suppress(AgssdError, OSError):  # the trainer refuses the order then
-                policy = read_policy(self.site) or policy
-        return int(policy.work.order_megabytes * 1e6)
+        try:
+            policy = None if self.site is None else read_policy(self.site)
+        except (AgssdError, OSError):  # a damaged policy refuses everything
+            return 0
+        return int((policy or SitePolicy()).work.order_megabytes * 1e6)
 
     def outdated(self) -> bool:
         """Whether the site has another key in use by now."""

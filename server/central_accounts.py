@@ -100,16 +100,17 @@ class CentralAccount:
     def worth(self) -> str:
         """What epsilon is worth here, in plain words."""
         sites = max(len(self.rounds), 1)
-        sure = 100 / (1 + math.exp(-min(self.largest, 700.0)))
+        # Best guess under (epsilon, delta), both answers being as likely.
+        sure = 100 * (1 - (1 - self.delta) / (1 + math.exp(min(self.largest, 700.0))))
         ratio = self.noise_multiplier * math.sqrt(self.numbers) / sites
         return (
             f"epsilon {self.largest:.3g} at delta {self.delta:g} for one whole site of {sites}: "
             "who would toss a coin about whether a site sent anything is, after studying the "
             f"weights, right at most {sure:.1f} times in 100. With three to ten sites it is "
             "hygiene rather than protection: no site can hide among so few, a delta not far below "
-            f"1 / {sites} says little, and the noise of a merge is {ratio:.3g} times as long as "
-            "the longest step that the sites together may take, so the less epsilon, the less "
-            "is learned."
+            f"1 / {sites} says little, and the noise of a merge of all is {ratio:.3g} times as "
+            "long as the longest step that the sites together may take, so the less epsilon, the "
+            "less is learned."
         )
 
 
@@ -154,9 +155,14 @@ def account_of(folder: Path, extra: Mapping[str, Any] | None = None) -> CentralA
     return found[0].joined(found[-1]) if found else None
 
 
-def told_of(folder: Path) -> dict[str, Any]:
-    """What a checkpoint's manifest says of it; nothing without noised merges."""
-    account = account_of(folder)
+def told_of(folder: Path, before: Mapping[str, Any]) -> dict[str, Any]:
+    """What a checkpoint's manifest says of it; nothing without noised merges.
+
+    Args:
+        folder: of the run.
+        before: ``extra`` of the manifest before, should the file be gone.
+    """
+    account = account_of(folder, before)
     return {} if account is None else {EXTRA: account.statement()}
 
 

@@ -38,6 +38,9 @@ def deliver(
     if len(folders) > 1 and cohort not in folders:
         raise ConfigError(f"the run has no cohort {cohort}, only {', '.join(folders)}.")
     store = RunStore(folders.get(cohort or "", next(iter(folders.values()))))
+    newest = store.latest()
+    if newest is not None and cohort not in (None, newest.manifest.cohort):
+        raise ConfigError(f"the run is of cohort {newest.manifest.cohort}, not {cohort}.")
     journal = open_journal(federation, own, load_federation(federation).settings.name)
     said = write_delivery(store, own, out)
     facts: dict[str, Fact] = {"run": said.run, "cohort": said.cohort, "round": said.round}

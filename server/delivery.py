@@ -29,12 +29,13 @@ from agssd_core.signing import SigningKey
 from agssd_core.weights import save_weights, write_text
 from server import wire
 from server.collect import push
+from server.control import state_of
 from server.discovery import MAX_HELLO_BYTES, Enrolment
 from server.downlink import Downlink
 from server.keys import Keys
 from server.loop import RoundLoop
 from server.manifest import Checkpoint
-from server.refusals import plain_reason
+from server.refusals import plain_reason, reason_of
 from server.site_config import site_config
 from server.store import RunStore
 
@@ -43,7 +44,6 @@ log = logging.getLogger(__name__)
 DELIVERIES_FILE = "deliveries.json"
 LOOK_AGAIN_S = 5.0
 RESENDS = 1
-_RESENT = ("lost", "declined-base")
 
 
 @dataclass(frozen=True)
@@ -149,13 +149,14 @@ class _Delivery:
         loop, federation = self.loop, self.loop.config.federation
         self._downlink = Downlink(self.checkpoint)
         self._certified = Certified.of(self.checkpoint, loop.config, self.keys.own)
-        end, look = loop.clock() + federation.delivery_s, loop.clock()
-        while True:
+        look = loop.clock()
+        self._end = look + federation.delivery_s
+        while state_of(loop.store.folder) != "stop":
             if loop.clock() >= look:
                 look = loop.clock() + LOOK_AGAIN_S
                 self._order_those_on_line()
             self._look_at_replies()
-            if not self._under_way and (not self._open() or loop.clock() >= end):
+            if not self._under_way and (not self._open() or loop.clock() >= self._end):
                 return
             loop.sleep(min(federation.poll_s, 1.0))
 
@@ -201,11 +202,11 @@ class _Delivery:
         if loop.chronicle is not None:
             loop.chronicle.delivering(order, size=wire.size_of(message))
         identifier = push(loop.grid, message)
-        if identifier is None:
-            self._close(order, "unreachable")
-        else:
+        if identifier is not None:
             expires = loop.clock() + deadline
             self._under_way[identifier] = _Sent(order, node, expires, tries)
+        elif loop.clock() >= self._end:
+            self._close(order, "unreachable")
 
     def _look_at_replies(self) -> None:
         for identifier, sent in list(self._under_way.items()):
@@ -215,8 +216,11 @@ class _Delivery:
                 continue
             del self._under_way[identifier]
             reason = self._reason(sent.order, message) if message is not None else "no-reply"
-            if reason in _RESENT and sent.tries < RESENDS:
-                self._order(sent.order.site, sent.node, tries=sent.tries + 1)
+            if reason == "lost" and self.loop.clock() < self._end:
+                continue  # at the next look, by the node that is on line then
+            if reason == "declined-base" and sent.tries < RESENDS:
+                node = self.loop.book.nodes.get(sent.order.site, sent.node)
+                self._order(sent.order.site, node, tries=sent.tries + 1)
             else:
                 self._close(sent.order, reason)
 
@@ -240,7 +244,7 @@ class _Delivery:
             return "signature"
         except AgssdError as error:
             log.warning("site '%s': unusable reply (%s)", site, error)
-            return "malformed"
+            return reason_of(error)
         if isinstance(reply, wire.Fault):
             log.warning("site '%s': %s", site, reply.text)
             return reply.reason

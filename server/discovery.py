@@ -12,7 +12,7 @@ from agssd_core.application import DECLINED_UNOPENED
 from agssd_core.config import FederationConfig
 from agssd_core.config.node import name_problem
 from agssd_core.envelope import SealedHello, SealedRefusal, verify
-from agssd_core.errors import AgssdError, CheckpointError, SignatureError
+from agssd_core.errors import AgssdError, CheckpointError, OversizeError, SignatureError
 from agssd_core.protocol import PROTOCOL_VERSION, Refusal, SiteHello, SiteQuery
 from agssd_core.weights import write_text
 from server import wire
@@ -180,6 +180,8 @@ class SiteBook:
             found = wire.decode_reply(reply, max_bytes=MAX_HELLO_BYTES)  # type: ignore[arg-type]
         except AgssdError as error:
             log.warning("a node did not say who it is: %s", error)
+            if isinstance(error, OversizeError):
+                self._blame(node, "", "size")
             return None
         if isinstance(found, wire.Fault):
             log.warning("a node could not say who it is: %s", found.text)

@@ -9,8 +9,6 @@ from typing import Any
 from agssd_core.envelope import SealedOrder, SealedRefusal, SealedUpdate, sign, sizes_of
 from agssd_core.errors import (
     AgssdError,
-    OversizeError,
-    ProtocolVersionError,
     UpdateRejectedError,
 )
 from agssd_core.protocol import PROTOCOL_VERSION, RoundOrder, SiteUpdate, uplink_groups
@@ -22,7 +20,7 @@ from server.downlink import Downlink
 from server.envelope import open_update, require_own_refusal
 from server.loop import LateOrder, RoundLoop
 from server.manifest import Checkpoint
-from server.refusals import plain_reason
+from server.refusals import plain_reason, reason_of
 from server.spool import RoundSpool
 from server.statements import ledger_head, note_statement
 
@@ -31,7 +29,6 @@ log = logging.getLogger(__name__)
 RESENDS = 1
 LATE_DEADLINES = 4.0
 _RESENT = ("lost", "declined-base")
-_UNREADABLE = ((OversizeError, "size"), (ProtocolVersionError, "protocol"))
 
 
 @dataclass(frozen=True)
@@ -234,9 +231,7 @@ def read_update(
         return None, error.reason
     except AgssdError as error:
         log.warning("site '%s': unusable reply (%s)", asked, error)
-        return None, next(
-            (why for kind, why in _UNREADABLE if isinstance(error, kind)), "malformed"
-        )
+        return None, reason_of(error)
     if isinstance(reply, SealedRefusal):
         reason = plain_reason(reply.refusal.reason)
         log.warning("site '%s' declined: %s", asked, reason)

@@ -81,7 +81,7 @@ def _limited(pull: Callable[..., Any], engine: Any, grid: Any) -> Callable[..., 
     def limited(object_ids: list[str], pull_object_fn: Callable[[str], bytes], **given: Any) -> Any:
         most = _most.get()
         if most is None:
-            return pull(object_ids, pull_object_fn, **given)
+            raise EngineError("a reply was to be fetched without a cap on its size.")
 
         def patiently(names: list[str], fetch: Callable[[str], bytes]) -> dict[str, bytes]:
             found: dict[str, bytes] = pull(names, fetch, **(given | _UNTIL_UPLOADED))

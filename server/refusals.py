@@ -2,6 +2,15 @@
 
 import re
 
+from agssd_core.errors import OversizeError, ProtocolVersionError
+
+_CLASSES = ((OversizeError, "size"), (ProtocolVersionError, "protocol"))
+
+
+def reason_of(error: Exception) -> str:
+    """Class of reason of a reply that could not be read."""
+    return next((why for kind, why in _CLASSES if isinstance(error, kind)), "malformed")
+
 
 def plain_reason(text: str) -> str:
     """A class of reason from outside, fit for a log line and a file."""

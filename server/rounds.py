@@ -266,6 +266,9 @@ def _save(
         config=dump_config(loop.config),
         sites=tuple(shares),
         shares={site: float(share) for site, share in shares.items()},
-        extra={**told(loop.store.folder, exchange.enrolled, exchange.refusals), **after.extra},
+        extra={
+            **told(loop.store.folder, exchange.enrolled, exchange.refusals, base.manifest.extra),
+            **after.extra,
+        },
     )
     loop.store.save_round(record, after.weights, state=after.state)

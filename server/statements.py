@@ -38,7 +38,10 @@ def statements_of(run_folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def told(
-    run_folder: Path, enrolled: Mapping[str, int], refusals: Mapping[str, str]
+    run_folder: Path,
+    enrolled: Mapping[str, int],
+    refusals: Mapping[str, str],
+    before: Mapping[str, Any],
 ) -> dict[str, Any]:
     """What a checkpoint's manifest says beside its shares.
 
@@ -46,12 +49,13 @@ def told(
         run_folder: with what sites said of privacy, and what noised merges have cost.
         enrolled: site -> patients.
         refusals: site -> class of the reason why it is not in these weights.
+        before: ``extra`` of the manifest before.
     """
     return {
         "enrolled": dict(sorted(enrolled.items())),
         "refusals": dict(sorted(refusals.items())),
         "privacy": statements_of(run_folder),
-        **told_of(run_folder),
+        **told_of(run_folder, before),
     }
 
 

@@ -176,6 +176,9 @@ def test_accounts_from_outside_are_looked_at():
 def test_what_epsilon_is_worth_is_said_in_words():
     account = CentralAccount(1.0, 1.0, 0.01, 10_000, dict.fromkeys("abcde", 100))
     assert "right at most 100.0 times in 100" in account.worth()
-    assert "noise of a merge is 20 times as long" in account.worth()
+    assert "noise of a merge of all is 20 times as long" in account.worth()
+    # With little epsilon what delta lets through counts: (e^0 + 0.2) / (e^0 + 1).
+    loose = CentralAccount(1.0, 1e6, 0.2, 10_000, dict.fromkeys("abc", 1))
+    assert "right at most 60.0 times in 100" in loose.worth()
     calm = replace(account, noise_multiplier=100.0)
     assert calm.largest < 1

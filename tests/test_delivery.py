@@ -17,6 +17,7 @@ from agssd_core.weights import weights_digest
 from client import wire as site_wire
 from client.delivered import Signed, held, require_newer
 from client.exporting import held_encoder
+from server.control import set_state
 from server.delivery import DELIVERIES_FILE, receipts, write_delivery
 from simulation.grid import Fault
 from tests.support.delivering import EnrolledHospital, certificate, fetch
@@ -207,6 +208,18 @@ def test_an_older_or_contradicting_delivery_is_refused_and_the_held_one_stays(ho
     assert (answer.exit_code, "Deliver the newest" in answer.stderr) == (2, True)
     assert not (tmp_path / "encoder").exists()
     assert held(site) == [one]
+
+
+def test_a_stop_ends_the_wait_for_sites_that_are_away(hospital):
+    grid = hospital.grid()
+
+    def leave(outcome):
+        if outcome.round:
+            grid.offline.add("b")
+            set_state([hospital.store.folder], "stop")
+
+    hospital.run(grid=grid, on_round=leave)
+    assert grid.time.now < hospital.config.federation.delivery_s
 
 
 def test_a_site_that_was_away_gets_it_when_the_server_serves_again(hospital, seen):

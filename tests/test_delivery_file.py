@@ -3,9 +3,11 @@
 import os
 
 import pytest
+from typer.testing import CliRunner
 
 from agssd_core.signing import SigningKey
 from agssd_core.weights import load_weights, weights_digest
+from server.cli import app
 from server.delivery import write_delivery
 from simulation.grid import Fault
 from tests.support.delivering import EnrolledHospital, fetch
@@ -76,3 +78,13 @@ def test_a_file_that_does_not_hold_is_refused_and_nothing_is_written(
     assert words[damage] in " ".join(answer.stderr.split())
     assert not (hospital.sites["a"] / "delivered").exists()
     assert not (tmp_path / "encoder").exists()
+
+
+def test_a_cohort_that_the_run_has_not_is_said(hospital, tmp_path, monkeypatch):
+    hospital.run()
+    folder = str(hospital.store.folder)
+    monkeypatch.setattr("server.deliver_cli.signing_key", lambda _: hospital.server_key)
+    command = ["deliver", folder, "-f", str(tmp_path), "--cohort", "us"]
+    answer = CliRunner().invoke(app, [*command, "--out", str(tmp_path / "file")])
+    assert (answer.exit_code, "the run is of cohort ct-mr, not us" in answer.stderr) == (2, True)
+    assert not (tmp_path / "file").exists()

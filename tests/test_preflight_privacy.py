@@ -103,3 +103,15 @@ def test_a_run_without_privacy_has_no_such_line_and_a_private_one_has(site, tmp_
         given = ["preflight", str(site), "--config", str(plan), "--quick", "--json", *change]
         rows = json.loads(CliRunner().invoke(app, given).stdout)
         assert [row["name"] for row in rows].count("privacy budget") == expected
+
+
+def test_a_plan_with_a_target_is_priced_by_the_noise_that_training_takes(site):
+    row = only_row(site, planned(target_epsilon=3.0))
+    steps, rest = row.found.split("planned step(s) would make it ")
+    assert float(rest.split()[0]) == pytest.approx(3.0, abs=0.01)
+    assert steps.endswith(f"{ROUNDS * STEPS} ")
+
+
+def test_a_plan_without_noise_asks_no_ledger_and_has_no_line(site):
+    nothing = {"noise_multiplier": 0, "secure_noise": False}
+    assert list(privacy_rows(site, planned(**nothing))) == []

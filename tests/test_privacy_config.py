@@ -40,6 +40,7 @@ LOOP = [
     ({"monitor": {"stop_on_collapse": True}}, "Set it to false under privacy"),
     ({"privacy": {"centre_ratio": 0}}, "collapses without a centre"),
     ({"privacy": {"noise_multiplier": 0}}, "privacy.noise_multiplier = 0 promises nothing"),
+    ({"privacy": {"epsilon_budget": 3, "target_epsilon": 4}}, "every site would decline"),
     ({"privacy": {"max_grad_norm": 0}}, "privacy.max_grad_norm = 0 lies outside"),
 ]
 

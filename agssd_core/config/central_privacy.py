@@ -80,10 +80,11 @@ def _rule_problems(federation: "FederationConfig") -> list[str]:
             "federation.max_update_norm tells by a refusal how long a site's difference is; "
             f"{KEY} clips it instead. Set federation.max_update_norm = 0."
         )
-    if merge.central_privacy.delta * federation.min_sites >= 1:
+    sites = max(federation.min_sites, federation.expected_sites)
+    if merge.central_privacy.delta * sites >= 1:
         found.append(
-            f"{KEY}.delta = {merge.central_privacy.delta:g} is not below 1 / federation.min_sites, "
-            "so it promises nothing. Lower it."
+            f"{KEY}.delta = {merge.central_privacy.delta:g} is not below 1 / {sites} sites, so it "
+            "promises nothing. Lower it."
         )
     return found
 

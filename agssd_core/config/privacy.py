@@ -63,6 +63,10 @@ class PrivacyConfig(Node):
                 within("privacy.physical_batch", self.physical_batch, 1, 4096),
                 within("privacy.centre_ratio", self.centre_ratio, 0, 1000),
                 within("privacy.centre_norm", self.centre_norm, 1e-6, 1e6),
+                "privacy.target_epsilon is above privacy.epsilon_budget, so every site would "
+                "decline. Raise the budget or lower the target."
+                if 0 < self.epsilon_budget < self.target_epsilon
+                else "",
             ]
         )
         return self
