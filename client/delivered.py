@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
+import psutil
 from safetensors import SafetensorError, safe_open
 
 from agssd_core.config import Cohort
@@ -179,7 +180,7 @@ def write_checkpoint(folder: Path, signed: Signed, weights: Weights) -> None:
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
     try:
-        shutil.rmtree(temporary, ignore_errors=True)
+        _sweep(folder)
         temporary.mkdir(parents=True, mode=0o700)
         save_weights(temporary / WEIGHTS, weights)
         write_text(temporary / MANIFEST, _manifest(signed, file_digest(temporary / WEIGHTS)))
@@ -197,6 +198,22 @@ def write_checkpoint(folder: Path, signed: Signed, weights: Weights) -> None:
         ) from None
     finally:
         for left in (temporary, old):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _sweep(folder: Path) -> None:
+    """Bring back or remove what a process that was killed in ``write_checkpoint`` left behind."""
+    start = f".{folder.name}."
+    for left in sorted(folder.parent.glob(".*")):
+        process, _, kind = left.name.removeprefix(start).partition(".")
+        known = left.name.startswith(start) and kind in ("tmp", "old") and process.isdigit()
+        if not known:
+            continue
+        if int(process) != os.getpid() and psutil.pid_exists(int(process)):
+            continue
+        if kind == "old" and not folder.exists():
+            left.replace(folder)
+        else:
             shutil.rmtree(left, ignore_errors=True)
 
 

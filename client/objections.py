@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from agssd_core.config import MergeConfig
+from agssd_core.config.federation import WAITING
 from agssd_core.config.policy import LeavesPolicy, SitePolicy
 from agssd_core.delivery import FinalOrder
 from agssd_core.errors import OrderRefusedError
@@ -19,7 +20,6 @@ from agssd_core.weights import Schema
 
 POLICY_FILE = "policy.yaml"
 _NOT_TRAINING = ("name", "output", "simulation", "tracking")
-_WAITING = ("deadline_s", "poll_s", "discovery_timeout_s", "keep", "delivery_s")
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ def plan_digest(plan: Mapping[str, Any]) -> str:
     """
     part = {name: value for name, value in plan.items() if name not in _NOT_TRAINING}
     if isinstance(rules := part.get("federation"), dict):
-        part["federation"] = {name: rules[name] for name in rules if name not in _WAITING}
+        part["federation"] = {name: rules[name] for name in rules if name not in WAITING}
     text = json.dumps(part, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode("utf-8")).hexdigest()
 

@@ -9,6 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Self
 
 from agssd_core.config import config_from_json, dump_config
+from agssd_core.config.federation import WAITING
 from agssd_core.errors import CheckpointError, ConfigError
 from agssd_core.weights import Weights
 
@@ -23,11 +24,7 @@ FREE_KEYS = (
     "training.loader_workers",
     "simulation.workers",
     "simulation.engine",
-    "federation.deadline_s",
-    "federation.poll_s",
-    "federation.discovery_timeout_s",
-    "federation.keep",
-    "federation.delivery_s",
+    *(f"federation.{name}" for name in WAITING),
 )
 """Keys that change no bit of the result, so a resumed run may differ in them."""
 

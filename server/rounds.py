@@ -122,14 +122,20 @@ def each_round(
         )
         enrolment = Enrolment.open(store.folder)
         book = SiteBook(
-            grid, puller, config.federation, enrolment, clock, sleep, how.get("members")
+            grid,
+            puller,
+            config.federation,
+            enrolment,
+            clock,
+            sleep,
+            how.get("members"),
+            how.get("keys"),
         )
         board = LiveBoard(
             store.folder, cohort=config.federation.cohort, rounds=config.federation.rounds
         )
         loop = RoundLoop(config, store, grid, puller, book, clock, sleep, board)
         loop.keys, loop.chronicle = how.get("keys"), how.get("chronicle")
-        book.keys = loop.keys
         wanted = max(config.federation.expected_sites, config.federation.min_sites)
         for number in range(checkpoint.round, config.federation.rounds):
             if not may_go_on(loop):

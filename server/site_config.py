@@ -1,6 +1,7 @@
 """The part of a run's configuration that travels to its sites."""
 
 from agssd_core.config import FederationConfig, RunConfig, SimulationConfig, TrackingConfig
+from agssd_core.config.federation import WAITING
 
 
 def site_config(config: RunConfig) -> RunConfig:
@@ -10,9 +11,8 @@ def site_config(config: RunConfig) -> RunConfig:
     sites' optimisers. The other cohort's settings have no part in it.
     """
     config = config.for_cohort(config.federation.cohort)
-    timing = ("deadline_s", "poll_s", "discovery_timeout_s", "keep", "delivery_s")
     defaults = FederationConfig()
-    federation = {name: getattr(defaults, name) for name in timing}
+    federation = {name: getattr(defaults, name) for name in WAITING}
     plain = {
         "federation": config.federation.model_copy(update=federation),
         "name": "run",

@@ -15,7 +15,7 @@ from agssd_core.journal import verify_journal
 from agssd_core.signing import SigningKey, VerifyKey, canonical
 from agssd_core.weights import weights_digest
 from client import wire as site_wire
-from client.delivered import Signed, held, require_newer
+from client.delivered import Signed, held, require_newer, write_checkpoint
 from client.exporting import held_encoder
 from server.control import set_state
 from server.delivery import DELIVERIES_FILE, receipts, write_delivery
@@ -267,6 +267,21 @@ def test_a_full_disk_leaves_nothing_and_the_server_is_told(hospital, monkeypatch
         assert not list((site / "delivered").rglob("*.safetensors"))
         assert not list((site / "delivered").rglob(".round*"))
     assert {said["reason"] for said in receipts(hospital.store.folder).values()} == {"site-error"}
+
+
+@pytest.mark.parametrize("kind", ["tmp", "old"])
+def test_what_a_killed_process_left_is_brought_back_or_removed(hospital, kind):
+    hospital.run()
+    site = hospital.sites["a"]
+    (one,) = held(site)
+    key, gone = hospital.server_key.public, 2**22 + 1  # above every process id of Linux
+    weights = one.read(key)
+    left = one.folder.with_name(f".{one.folder.name}.{gone}.{kind}")
+    one.folder.rename(left)
+    (one.folder.parent / f".round-0001.{gone}.{kind}").mkdir()  # another round's
+    write_checkpoint(one.folder, one.signed, weights)
+    assert held(site) == [one]
+    assert not left.exists()
 
 
 @pytest.mark.parametrize(

@@ -125,6 +125,10 @@ class MergeConfig(Node):
         return self
 
 
+WAITING = ("deadline_s", "poll_s", "discovery_timeout_s", "keep", "delivery_s")
+"""Keys of waiting and keeping: they decide nothing of what is trained."""
+
+
 class FederationConfig(Node):
     """The rounds of one cohort.
 
