@@ -10,9 +10,9 @@ from agssd_core.evaluation.export import ExportFormat, export_encoder
 from agssd_core.evaluation.export_file import Network
 from agssd_core.training.checkpoint import StateStamp, read_site_state
 from agssd_core.weights import Weights, file_digest, group, load_weights
+from client.delivered import MANIFEST, WEIGHTS
 from client.memory import LastRound, RunMemory
 
-_WEIGHTS, _MANIFEST = "weights.safetensors", "manifest.json"
 _STATE = "statistics/"
 
 
@@ -75,16 +75,16 @@ def held_encoder(place: Path, *, run: str = "", cohort: Cohort | None = None) ->
     Raises:
         CheckpointError: as ``export_held``.
     """
-    delivered = (place / _MANIFEST).is_file()
+    delivered = (place / MANIFEST).is_file()
     return _delivered(place, cohort) if delivered else _own(place, run, cohort)
 
 
 def _delivered(folder: Path, cohort: Cohort | None) -> HeldEncoder:
     try:
-        manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         number, text = int(manifest["round"]), str(manifest["config"])
-        expected = manifest["files"][_WEIGHTS]
-        whole = file_digest(folder / _WEIGHTS) == expected
+        expected = manifest["files"][WEIGHTS]
+        whole = file_digest(folder / WEIGHTS) == expected
     except (OSError, ValueError, KeyError, TypeError):
         whole = False
     if not whole:
@@ -97,7 +97,7 @@ def _delivered(folder: Path, cohort: Cohort | None) -> HeldEncoder:
             f"the checkpoint is of cohort {config.federation.cohort}, not {cohort}. Leave --cohort "
             "out, or have the other one delivered."
         )
-    return HeldEncoder(number, config, load_weights(folder / _WEIGHTS), {})
+    return HeldEncoder(number, config, load_weights(folder / WEIGHTS), {})
 
 
 def _own(site: Path, run: str, cohort: Cohort | None) -> HeldEncoder:
