@@ -1,4 +1,4 @@
-"""AG-SSD's private step against the ordinary one: time and peak memory, as ratios.
+"""The private step against the ordinary one, of both methods: time and peak memory, as ratios.
 
 Both take the same hidden tokens and the same losses; before anything is timed, the unclipped sum
 of per-patient gradients must be the ordinary gradient. The private step also draws its noise.
@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -25,6 +26,7 @@ from agssd_core.training.distributed import ProcessGroup
 from agssd_core.training.privacy.agssd_step import PrivateStep, StepSettings, resolve_private
 from agssd_core.training.schedules import StepSchedule
 from agssd_core.training.student_pass import StudentRule, student_terms
+from benchmarks import private_anaus
 from benchmarks.naive_agssd import random_batch
 from benchmarks.timing import Comparison, compare, report
 
@@ -155,31 +157,52 @@ def main() -> int:
         print_peak(given.peak, quick=given.quick)
         return 0
     results: list[Comparison] = []
-    for mode in MODES:
-        config = configured(mode, quick=given.quick)
-        results.append(
-            compare(
-                f"ordinary step against private step, {mode}",
-                ordinary_way(config),
-                private_way(config),
-                same=same,
-                repetitions=3 if given.quick else 5,
+    for name, method in METHODS.items():
+        for mode in MODES:
+            config = method.configured(mode, quick=given.quick)
+            results.append(
+                compare(
+                    f"{name}, ordinary step against private step, {mode}",
+                    method.ordinary(config),
+                    method.private(config),
+                    same=same,
+                    repetitions=3 if given.quick else 5,
+                )
             )
-        )
-    plain = memory_growth("ordinary", quick=given.quick)
-    for mode in MODES:
-        grown = memory_growth(mode, quick=given.quick)
-        print(
-            f"peak memory, {mode}: {grown / max(plain, 1):.2f} x the ordinary step's "
-            f"({grown:.0f} MiB vs {plain:.0f} MiB)"
-        )
+    for name in METHODS:
+        plain = memory_growth(f"{name}/ordinary", quick=given.quick)
+        for mode in MODES:
+            grown = memory_growth(f"{name}/{mode}", quick=given.quick)
+            print(
+                f"{name}, peak memory, {mode}: {grown / max(plain, 1):.2f} x the ordinary step's "
+                f"({grown:.0f} MiB vs {plain:.0f} MiB)"
+            )
     return report(results)
 
 
+@dataclass(frozen=True)
+class Method:
+    """One of the two methods, with both ways of its step."""
+
+    configured: Callable[..., RunConfig]
+    ordinary: Callable[[RunConfig], Callable[[], Tensor]]
+    private: Callable[[RunConfig], Callable[[], Tensor]]
+
+
+METHODS = {
+    "AG-SSD": Method(configured, ordinary_way, private_way),
+    "ANAUS": Method(
+        private_anaus.configured, private_anaus.ordinary_way, private_anaus.private_way
+    ),
+}
+
+
 def _way(name: str, *, quick: bool) -> Callable[[], Tensor]:
-    if name == "ordinary":
-        return ordinary_way(configured(MODES[0], quick=quick))
-    return private_way(configured(name, quick=quick))
+    method, _, mode = name.partition("/")
+    found = METHODS[method]
+    if mode == "ordinary":
+        return found.ordinary(found.configured(MODES[0], quick=quick))
+    return found.private(found.configured(mode, quick=quick))
 
 
 def _peak() -> float:
