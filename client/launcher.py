@@ -7,8 +7,8 @@ The private names of Flower that this file relies on are listed and checked in
   Nothing of a bundle is unpacked or imported, ever: a task runs the app that is installed at the
   site.
 - An exception's text never leaves; Flower's own error replies say the class of the exception.
-- A node that was killed signs off first when it starts again, so it need not wait for its
-  heartbeat to lapse.
+- A node that was killed signs off first when it starts again, so that the order that died with
+  it is sent again now and not after the round's deadline.
 - Tasks are forked from a process that has everything imported, and polls are short.
 """
 
@@ -37,6 +37,8 @@ from client.pulling import Door, guarded
 log = logging.getLogger(__name__)
 
 POLL_S = 0.3
+NOTICED_S = 2.0
+"""How long a node that was killed stays signed off: coordinators look once a second."""
 
 
 def application_digest() -> str:
@@ -151,6 +153,8 @@ def _sign_off(
             server_address, insecure, root_certificates, interceptors=interceptors
         ) as client:
             client.DeactivateNode(request)
+        # The order that died with it is sent again once the coordinator has seen it absent.
+        time.sleep(NOTICED_S)
     memory.unlink(missing_ok=True)
 
 

@@ -115,6 +115,7 @@ def collect(
     poll_s: float,
     clock: Callable[[], float],
     sleep: Callable[[float], None],
+    between: Callable[[], bool] = lambda: False,
 ) -> Iterator[tuple[str, Any]]:
     """Yield (message id, reply) as replies arrive, until all have or their deadlines are over.
 
@@ -128,8 +129,10 @@ def collect(
         poll_s: pause between two looks at all messages, seconds.
         clock: seconds, rising.
         sleep: waits a number of seconds of that clock.
+        between: called after each look; whether more messages may be added though none is left.
     """
-    while wanted:
+    more = False
+    while wanted or more:
         now = clock()
         for message_id in list(wanted):
             reply = puller.poll(message_id, max_bytes)
@@ -138,8 +141,11 @@ def collect(
                 yield message_id, reply
             elif now >= wanted[message_id]:
                 del wanted[message_id]
+        more = between()
         if wanted:
             sleep(min(poll_s, max(min(wanted.values()) - clock(), 0.0)))
+        elif more:
+            sleep(poll_s)
 
 
 def push(grid: Exchange, message: Any) -> str | None:
@@ -149,3 +155,12 @@ def push(grid: Exchange, message: Any) -> str | None:
     except Exception as error:  # noqa: BLE001 - one site's connection must not end the round
         log.warning("a message could not be sent (%s)", type(error).__name__)
         return None
+
+
+def online_nodes(grid: Exchange) -> set[int]:
+    """Ids of the nodes that are connected; none when they cannot be listed now."""
+    try:
+        return set(grid.get_node_ids())
+    except Exception as error:  # noqa: BLE001 - a fault of the connection; asked again
+        log.warning("nodes could not be listed (%s)", type(error).__name__)
+        return set()

@@ -15,7 +15,7 @@ from agssd_core.protocol import PROTOCOL_VERSION, RoundOrder, SiteUpdate, uplink
 from agssd_core.weights import schema_digest, schema_of
 from server import wire
 from server.admission import AdmissionRules, admit
-from server.collect import collect, push
+from server.collect import collect, online_nodes, push
 from server.downlink import Downlink
 from server.envelope import open_update, require_own_refusal
 from server.loop import LateOrder, RoundLoop
@@ -28,6 +28,8 @@ log = logging.getLogger(__name__)
 
 RESENDS = 1
 LATE_DEADLINES = 4.0
+RETURN_S = 15.0
+"""How long a round that waits for nobody else waits for a site whose connection was lost."""
 _RESENT = ("lost", "declined-base")
 
 
@@ -62,6 +64,7 @@ class RoundExchange:
     bytes_down: dict[str, int] = field(default_factory=dict)
     _nonces: dict[str, str] = field(default_factory=dict)
     _sent: dict[str, Sent] = field(default_factory=dict)
+    _returning: dict[str, tuple[Sent, float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         federation, manifest = self.loop.config.federation, self.base.manifest
@@ -97,15 +100,37 @@ class RoundExchange:
             poll_s=loop.config.federation.poll_s,
             clock=loop.clock,
             sleep=loop.sleep,
+            between=lambda: self._look_for_returning(wanted),
         )
         for identifier, reply in arrivals:
             sent = self._sent.pop(identifier)
             reason = self._take(sent, reply)
             if reason in _RESENT and sent.tries < RESENDS and loop.clock() < sent.due:
-                self._order(sent.site, sent.node, wanted, before=sent)
+                if reason == "lost":
+                    self._returning[sent.site] = (sent, loop.clock() + RETURN_S)
+                else:
+                    self._order(sent.site, sent.node, wanted, before=sent)
             elif reason:
                 self.refuse(sent.site, reason)
         self._leave_late()
+
+    def _look_for_returning(self, wanted: dict[str, float]) -> bool:
+        """Order again the sites that were lost and are on line; whether others may come back.
+
+        A site may come back as long as the round waits for anybody else.
+        """
+        if not self._returning:
+            return False
+        online, now = online_nodes(self.loop.grid), self.loop.clock()
+        for site, (sent, until) in list(self._returning.items()):
+            over = now >= sent.due or (now >= until and not wanted)
+            if sent.node in online or over:
+                del self._returning[site]
+            if sent.node in online and now < sent.due:
+                self._order(site, sent.node, wanted, before=sent)
+            elif over:
+                self.refuse(site, "lost")
+        return bool(self._returning)
 
     def _order(
         self, site: str, node: int, wanted: dict[str, float], *, before: Sent | None = None

@@ -153,6 +153,47 @@ def test_an_order_sent_again_leaves_the_rounds_end_where_it_was(hospital):
     assert set(run.rows("merge")[0]["shares"]) == {"a", "c"}
 
 
+def _away(run, *, back, slow=0.0):
+    """A grid whose site b loses round 0's order, is off line, and is back after so many seconds."""
+    strikes = iter([True])
+
+    def faults(name, group):
+        if (name, group) == ("b", "0") and next(strikes, False):
+            grid.offline.add("b")
+        if name in grid.offline:  # what the SuperLink says of a node that is not there
+            return Fault(upload_fails=True)
+        return Fault(delay_s=slow if (name, group) == ("c", "0") else 0.0)
+
+    grid = run.grid(faults)
+    sleep = grid.time.sleep
+
+    def wake(seconds):
+        sleep(seconds)
+        if grid.time.clock() >= back:
+            grid.offline.discard("b")
+
+    grid.time.sleep = wake
+    return grid
+
+
+@pytest.mark.parametrize(("back", "slow"), [(6.0, 0.0), (40.0, 60.0)], ids=["alone", "others"])
+def test_a_site_that_was_killed_gets_its_order_again_when_it_is_back(hospital, back, slow):
+    """The second time others still train, so the round is open anyway."""
+    struck, healthy = hospital("struck", rounds=1), hospital("healthy", rounds=1)
+    struck.run(grid=_away(struck, back=back, slow=slow))
+    healthy.run()
+    assert struck.reasons() == []
+    assert struck.digest() == healthy.digest()
+
+
+def test_a_site_that_does_not_come_back_holds_nobody_up(hospital):
+    run = hospital(rounds=1)
+    grid = _away(run, back=1e9)
+    run.run(grid=grid)
+    assert run.reasons() == [(0, "b", "lost")]
+    assert grid.time.clock() < 30 < run.config.federation.deadline_s
+
+
 def test_a_duplicated_order_is_trained_once(hospital):
     twice, healthy = hospital("twice"), hospital("healthy")
     twice.run(lambda _name, _group: Fault(twice=True))
