@@ -62,7 +62,7 @@ def run(given: argparse.Namespace, rows: set[int]) -> int:
     """Every fault that was asked for, one after the other."""
     print(machine(), flush=True)
     failed = []
-    for fault in all_faults():
+    for fault in sorted(all_faults(), key=lambda fault: fault.shared):
         tries = given.tries or (fault.short if given.short else fault.tries)
         if (rows and fault.row not in rows) or not tries:
             continue

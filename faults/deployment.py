@@ -248,10 +248,13 @@ def crowd(
 MOST_GROWN_MB = 200.0
 
 FAULTS = [
-    Fault(1, "kill -9 of a site in training, restarted", killed_in_training, 5, 0, deploy=True),
-    Fault(1, "kill -9 of a site in its upload, restarted", killed_in_upload, 5, deploy=True),
-    Fault(1, "kill -9 at any moment: back within 15 s", restarted_at_once, 5, 0, deploy=True),
-    Fault(10, "slow-loris, 60 connections", crowd(slow_loris), 5, 0, deploy=True),
-    Fault(10, "1000 half-open connections", crowd(half_open), 5, deploy=True),
-    Fault(10, "a site's line at 1 KB/s: the others finish", slow_line, 5, deploy=True),
+    Fault(row, name, run, tries, short, deploy=True, shared=True)
+    for row, name, run, tries, short in (
+        (1, "kill -9 of a site in training, restarted", killed_in_training, 5, 0),
+        (1, "kill -9 of a site in its upload, restarted", killed_in_upload, 5, 1),
+        (1, "kill -9 at any moment: back within 15 s", restarted_at_once, 5, 0),
+        (10, "slow-loris, 60 connections", crowd(slow_loris), 5, 0),
+        (10, "1000 half-open connections", crowd(half_open), 5, 1),
+        (10, "a site's line at 1 KB/s: the others finish", slow_line, 5, 1),
+    )
 ]

@@ -38,6 +38,7 @@ class Fault:
         tries: in a full run.
         short: in the short form; 0 leaves the fault out of it.
         deploy: starts the real deployment, or nginx.
+        shared: uses the deployment of ``faults/deployment.py``, which trains until the end.
     """
 
     row: int
@@ -46,6 +47,7 @@ class Fault:
     tries: int
     short: int = 1
     deploy: bool = False
+    shared: bool = False
 
 
 @dataclass(frozen=True)
