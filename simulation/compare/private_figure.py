@@ -51,6 +51,9 @@ def _draw(axis: Axes, summary: Summary) -> None:
         _level(axis, summary, UNTRAINED[source], colour, "--")
     for name in CONTROLS:
         _level(axis, summary, name, _GREY, _DASHES[name])
+    # Every main metric lies from 0 to 1; of few seeds the interval may not.
+    low, high = axis.get_ylim()
+    axis.set_ylim(max(low, -0.02), min(high, 1.02))
     axis.set_xticks(range(len(LEVELS)), LEVELS, fontsize=7, rotation=30)
     axis.set_ylabel(summary.main.replace("_", " "), fontsize=8)
     axis.yaxis.set_major_locator(MaxNLocator(6))
