@@ -30,6 +30,7 @@ MODULES = (
     "doors",
     "archives",
     "poison",
+    "poison_knn",
     "deployment",
     "deployed_server",
     "slow_link",

@@ -36,19 +36,29 @@ ATTACKS = {
 }
 
 
-def poison(groups, change=flipped_sign, *, seed=0):
-    """Site b alters these groups of its update of round 0, properly sealed."""
-    base, rng = toy_weights(seed), np.random.default_rng([seed, 99])
+def poisoning(base_of, groups, change, *, rng, max_bytes=1 << 20):
+    """A site's tamper: these groups of an update altered against the round's base, well sealed.
+
+    ``base_of()`` gives the weights that the round started from. Groups that the rule of the run
+    does not let sites send are not there to be altered.
+    """
 
     def tamper(message):
-        update = wire.decode_reply(message, max_bytes=1 << 20)
-        weights = {name: array.copy() for name, array in weights_in(update).items()}
-        for name in weights:
+        update = wire.decode_reply(message, max_bytes=max_bytes)
+        base, weights = base_of(), dict(weights_in(update))
+        for name in sorted(weights):  # arrays are decoded in no fixed order
             if name.split("/")[0] in groups:
                 weights[name] = change(base[name], weights[name], rng)
         header = replace(update.header, weights_digest=weights_digest(weights))
         return forged(SiteUpdate(header, weights), message)
 
+    return tamper
+
+
+def poison(groups, change=flipped_sign, *, seed=0):
+    """Site b alters these groups of its update of round 0."""
+    rng = np.random.default_rng([seed, 99])
+    tamper = poisoning(lambda: toy_weights(seed), groups, change, rng=rng)
     return lambda name, group: Fault(tamper=tamper if (name, group) == (HOSTILE, "0") else None)
 
 
