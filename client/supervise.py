@@ -45,10 +45,10 @@ Say = Callable[[str], None]
 def run_enrolled(site: Path, *, threads: int = 1, allowed: Sequence[str] = (), say: Say) -> None:
     """Connect an enrolled site to its coordinator and answer orders until interrupted.
 
-    The trainer stays up while the node is started again; a node that ends soon after its start is
-    started again after longer and longer pauses, since a revoked key or a wrong clock does not
-    mend itself in seconds. A renewed key is taken into use at the next pause between two messages:
-    the node ends then, and all parts start again with the new key.
+    The trainer stays up while the node is started again; a node that ends without having been let
+    in is started again after longer and longer pauses, since a revoked key or a wrong clock does
+    not mend itself in seconds. A renewed key is taken into use at the next pause between two
+    messages: the node ends then, and all parts start again with the new key.
 
     Args:
         site: folder made by ``agssd-site index`` and ``prepare``, enrolled.
@@ -97,17 +97,24 @@ def run_enrolled(site: Path, *, threads: int = 1, allowed: Sequence[str] = (), s
 
 
 @dataclass
-class _Part:
-    """A process of the site that is started again whenever it ends."""
+class Part:
+    """A process of the site that is started again whenever it ends.
+
+    Attributes:
+        sign: a file that the process writes once it works; None where nothing tells that.
+    """
 
     name: str
     command: list[str]
     environment: dict[str, str]
     log_file: Path
+    sign: Path | None = None
     child: Child | None = None
     started: float = 0.0
+    worked: bool = False
     pause_s: float = FIRST_PAUSE_S
     not_before: float = 0.0
+    _born: float = 0.0
 
     def tend(self, say: Say) -> None:
         """Start the process if it does not run and its pause is over."""
@@ -117,14 +124,17 @@ class _Part:
                 self.child = Child(
                     self.command, environment=self.environment, log_file=self.log_file
                 )
-                self.started = now
+                self.started, self.worked = now, False
+                self._born = time.time()
             return
+        self.worked = self.worked or self._gives_sign()
         code = self.child.poll()
         if code is None:
             return
         self.stop()
         lasted = now - self.started
-        self.pause_s = FIRST_PAUSE_S if lasted > LASTING_S else self.pause_s
+        if self.worked or lasted > LASTING_S:
+            self.pause_s = FIRST_PAUSE_S
         self.not_before = now + self.pause_s
         say(
             f"the {self.name} ended with code {code} after {lasted:.0f} s and starts again in "
@@ -132,11 +142,17 @@ class _Part:
         )
         self.pause_s = min(self.pause_s * 2, LONGEST_PAUSE_S)
 
+    def _gives_sign(self) -> bool:
+        try:
+            return self.sign is not None and self.sign.stat().st_mtime >= self._born
+        except OSError:
+            return False
+
     def runs(self) -> bool:
         """Whether the process is there and has not ended."""
         return self.child is not None and self.child.poll() is None
 
-    def become(self, other: "_Part") -> None:
+    def become(self, other: "Part") -> None:
         """End the process; the next one is that of another command, and starts at once."""
         self.stop()
         self.command, self.environment = other.command, other.environment
@@ -160,7 +176,7 @@ def _renewed(site: Path, connection: Connection) -> Connection | None:
 
 def _parts(
     site: Path, connection: Connection, home: Path, threads: int, allowed: Sequence[str]
-) -> list[_Part]:
+) -> list[Part]:
     secret, socket = home / "executor.secret", home / "trainer.sock"
     write_bytes(secret, secrets.token_bytes(32), private=True)
     settings = home / "node.toml"
@@ -170,7 +186,8 @@ def _parts(
     environment["FLWR_SUPEREXEC_TASK_POLL_INTERVAL"] = "0.2"
     logs = site / "federation"
     port = free_port()
-    node = [*python_module("client.launcher"), "node", "--memory", str(logs / "node.id")]
+    memory = logs / "node.id"
+    node = [*python_module("client.launcher"), "node", "--memory", str(memory)]
     node += ["--site", str(site), "--key-id", str(connection.key_id)]
     for digest in allowed:
         node += ["--allow", digest]
@@ -187,7 +204,7 @@ def _parts(
     write_text(own, json.dumps({"site": str(site), "name": connection.site} | keys), private=True)
     trainer = [*python_module("client.trainer"), str(own), str(socket)]
     return [
-        _Part("trainer", trainer, environment, logs / "trainer.log"),
-        _Part(NODE, node, environment, logs / "node.log"),
-        _Part("executor", executor, environment, logs / "executor.log"),
+        Part("trainer", trainer, environment, logs / "trainer.log"),
+        Part(NODE, node, environment, logs / "node.log", sign=memory),
+        Part("executor", executor, environment, logs / "executor.log"),
     ]
