@@ -31,6 +31,10 @@ _HOOKS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "pull_objects": ("object_ids", "pull_object_fn"),
         "time": (),
     },
+    "flwr.supernode.nodestate.in_memory_nodestate": {
+        "InMemoryNodeState": ("object_store",),
+        "MessageEntry": ("message", "is_retrieved"),
+    },
     "flwr.supercore.inflatable.inflatable_object": {
         "iterate_object_tree": ("tree",),
         "get_object_head_values_from_object_content": ("object_content",),

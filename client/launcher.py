@@ -7,8 +7,8 @@ The private names of Flower that this file relies on are listed and checked in
   Nothing of a bundle is unpacked or imported, ever: a task runs the app that is installed at the
   site.
 - An exception's text never leaves; Flower's own error replies say the class of the exception.
-- A node that was killed signs off first when it starts again, so that the order that died with
-  it is sent again now and not after the round's deadline.
+- A node signs off first when it starts, for the process before may not have: the order that died
+  with it is sent again now and not after the round's deadline.
 - Tasks are forked from a process that has everything imported, and polls are short.
 """
 
@@ -56,7 +56,7 @@ def run_node(arguments: list[str], *, door: Door, memory: Path) -> None:
     Args:
         arguments: of ``flower-supernode``.
         door: what the node lets in.
-        memory: file that remembers the node's id, for a start after ``kill -9``.
+        memory: file that remembers the node's id, for the next start.
 
     Raises:
         EngineError: another Flower is installed than this version needs.
@@ -116,7 +116,10 @@ def _module(name: str) -> Any:
 
 
 def _signing_off_first(connect: Callable[..., Any], memory: Path) -> Callable[..., Any]:
-    """The engine's connection; a node id that a killed process left is signed off before."""
+    """The engine's connection; what the process before was signed on as is signed off first.
+
+    That process may have been killed, or may have ended while the coordinator was away.
+    """
 
     @contextlib.contextmanager
     def connected(*given: Any, **named: Any) -> Iterator[Any]:
@@ -124,7 +127,6 @@ def _signing_off_first(connect: Callable[..., Any], memory: Path) -> Callable[..
         with connect(*given, **named) as connection:
             write_text(memory, str(connection[0]), private=True)
             yield connection
-        memory.unlink(missing_ok=True)
 
     return connected
 
@@ -155,7 +157,6 @@ def _sign_off(
             client.DeactivateNode(request)
         # The order that died with it is sent again once the coordinator has seen it absent.
         time.sleep(NOTICED_S)
-    memory.unlink(missing_ok=True)
 
 
 def _impatient() -> Any:

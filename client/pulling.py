@@ -79,6 +79,7 @@ def guarded(pull: Callable[..., Any], engine: Any, door: Door) -> Callable[..., 
     """The engine's pull of one message, past the door.
 
     Between two messages it ends the process, as SIGTERM would, when the site's key was renewed.
+    A reply that waits is sent though no message came.
     """
 
     def pull_one(**given: Any) -> Any:
@@ -92,11 +93,23 @@ def guarded(pull: Callable[..., Any], engine: Any, door: Door) -> Callable[..., 
         except OversizeError:
             size = True
         # Flower swallows what is raised while it fetches, hence the second sign.
-        if not (code or size or intake.oversize):
-            return run
-        return intake.refuse(engine, code=code)
+        if code or size or intake.oversize:
+            return intake.refuse(engine, code=code)
+        # The engine sends one round of replies for each message. When a message's receipt could not
+        # be confirmed and it was answered all the same, that answer takes the next one's place,
+        # which then waits in the node for ever, and the coordinator for it.
+        return _waiting(given["state"]) if run is None else run
 
     return pull_one
+
+
+def _waiting(state: Any) -> int | None:
+    """The run of a reply that was not sent yet."""
+    with state.lock_msg_store:
+        for entry in state.msg_store.values():
+            if entry.message.metadata.reply_to_message_id and not entry.is_retrieved:
+                return int(entry.message.metadata.run_id)
+    return None
 
 
 class _CodeRefusedError(Exception):
@@ -167,7 +180,7 @@ class _Intake:
             self.given["confirm_message_received"](run, message.metadata.message_id)
         refusal = Message(Error(number, reason), reply_to=message)
         engine._insert_message(refusal, self.given["state"], self.given["object_store"])
-        return run
+        return _waiting(given["state"]) if run is None else run
 
     def _declared(self, tree: Any) -> bool:
         """Fetch the header; False when the message was lost meanwhile, as Flower would say it."""

@@ -5,7 +5,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
-from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDict
 from flwr.supercore.inflatable.inflatable_object import (
     get_all_nested_objects,
     get_object_tree,
@@ -184,9 +184,17 @@ class Node:
             get_run=None,
             get_fab=None,
             pull_object=lambda _run, name: self.store.fetch(name),
-            confirm_message_received=lambda _run, name: self.confirmed.append(name),
+            confirm_message_received=lambda *given: self.confirm(*given),
             trusted_entities=None,
         )
+
+    def confirm(self, _run, name):
+        self.confirmed.append(name)
+
+    def answer(self):
+        """What the executor does with a message: its reply is in the node's hands."""
+        reply = Message(Error(code=1, reason="done"), reply_to=self.message)
+        self.engine._insert_message(reply, self.state, self.objects)
 
     def replies(self):
         found = self.state.get_messages_legacy(is_reply=True)
@@ -235,6 +243,26 @@ def test_a_site_stops_fetching_an_order_that_brings_more_than_it_declares(tmp_pa
     assert node.store.bytes_fetched() < 30 * MB
     assert node.replies() == ["declined-size"]
     assert [entry.facts["reason"] for entry in entries_of(tmp_path)] == ["size"]
+
+
+def test_a_reply_does_not_wait_for_the_next_message(tmp_path):
+    """The coordinator dies before a receipt is confirmed, and the message is answered anyway.
+
+    Its answer is sent in the place of the next message's, whose own must not lie in the node.
+    """
+    message = order_of(MB)
+    node, door = Node(Store(message), message), Door(frozenset(), site_with(tmp_path, 7))
+
+    def cut(_run, _name):
+        raise ConnectionError
+
+    node.confirm = cut
+    assert node.pull(door) is None
+    assert node.pull(door, receive=lambda: None) is None
+    node.answer()
+    assert node.pull(door, receive=lambda: None) == 1  # the engine goes on to send what there is
+    assert node.replies() == ["done"]
+    assert node.pull(door, receive=lambda: None) is None
 
 
 @pytest.mark.parametrize(("started_with", "ended"), [(1, [signal.SIGTERM]), (2, []), (0, [])])
