@@ -180,7 +180,7 @@ class _Intake:
             self.given["confirm_message_received"](run, message.metadata.message_id)
         refusal = Message(Error(number, reason), reply_to=message)
         engine._insert_message(refusal, self.given["state"], self.given["object_store"])
-        return _waiting(given["state"]) if run is None else run
+        return run
 
     def _declared(self, tree: Any) -> bool:
         """Fetch the header; False when the message was lost meanwhile, as Flower would say it."""
