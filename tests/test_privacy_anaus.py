@@ -145,6 +145,35 @@ def test_one_patient_changes_the_sum_by_c_at_most():
     assert 0.9 < max(changes) <= 1.0
 
 
+def extreme(frame, number):
+    """A patient's frame as it is, up to a million times as bright, or turned negative."""
+    factor = (1.0, 10.0 ** (number % 7), -1.0)[number % 3]
+    seen = {name: factor * getattr(frame.batch, name) for name in ("views", "damaged", "clean")}
+    return dataclasses.replace(frame, batch=dataclasses.replace(frame.batch, **seen))
+
+
+def changes_of(number):
+    """How far each patient in turn moves the sum of those before, in units of C."""
+    config, before = configured(), 0
+    frames = frames_of(config, seed=number)
+    frames[number % PATIENTS] = extreme(frames[number % PATIENTS], number)
+    learnt = {"scale": 10.0 ** (number % 4 - 2), "seed": number}
+    for count in range(1, PATIENTS + 1):
+        after = clipped_sum(config, frames[:count], **learnt)
+        yield float((after - before).norm())
+        before = after
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_one_patient_changes_the_sum_by_c_at_most_over_a_thousand_times(capsys):
+    changes = [change for number in range(10_000, 10_340) for change in changes_of(number)]
+    with capsys.disabled():
+        print(f"\n{len(changes)} cases, at most {max(changes):.6f} C")  # noqa: T201
+    assert len(changes) > 1000
+    assert 0.99 < max(changes) <= 1.0
+
+
 def test_a_batch_norm_is_refused_whatever_the_configuration_says():
     config = configured()
     broken = config.model_copy(
