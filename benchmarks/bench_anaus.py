@@ -37,14 +37,14 @@ def settings() -> AnausConfig:
     return config.for_cohort("us").anaus
 
 
-def made_batch(frames: int, *, size: int = SIZE) -> UsBatch:
-    """Noise with maps of eight anatomies, ``size`` pixels wide, 224 at most."""
+def made_batch(frames: int) -> UsBatch:
+    """Noise with maps of eight anatomies."""
     generator = torch.Generator().manual_seed(0)
-    labels = label_maps(3 * frames)[:, :size, :size].contiguous()
+    labels = label_maps(3 * frames)
     views, overlaps = labels[: 2 * frames], labels[2 * frames :]
 
     def noise(*shape: int) -> torch.Tensor:
-        return torch.rand(*shape, 1, size, size, generator=generator)
+        return torch.rand(*shape, 1, SIZE, SIZE, generator=generator)
 
     return UsBatch(
         views=noise(2, frames),

@@ -4,8 +4,7 @@ One frame a patient, GroupNorm, negatives from the patient's own frame: the term
 recipe in both, so that their gradients can be held against each other.
 """
 
-import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -14,16 +13,15 @@ from agssd_core.config import RunConfig, parse_config
 from agssd_core.noise import NoiseStream
 from agssd_core.training.anaus_build import build_lars, build_pair
 from agssd_core.training.anaus_step import AnausLearner
-from agssd_core.training.privacy.anaus_losses import (
-    PatientFrame,
-    frame_losses,
-    idle_parameters,
-    patient_frame,
-)
-from agssd_core.training.privacy.gradients import ClippedSum
-from agssd_core.training.privacy.mechanism import set_private_gradients
-from agssd_core.views.us_batch import UsBatch
-from benchmarks.bench_anaus import made_batch
+from agssd_core.training.privacy.anaus_losses import PatientFrame, frame_losses, patient_frame
+from agssd_core.training.privacy.anaus_round import PrivateAnaus
+from agssd_core.views.seeds import rng_for, torch_generator_for
+from agssd_core.views.us_batch import cut_us_batch
+from tests.support.us import MemoryFrames
+
+# The weights stay as they are, so every repetition does the same.
+RATES = (0.0, 1.0)
+FRAMES_OF_A_PATIENT = 2
 
 
 def configured(mode: str, *, quick: bool) -> RunConfig:
@@ -46,21 +44,14 @@ def configured(mode: str, *, quick: bool) -> RunConfig:
 
 def private_way(config: RunConfig) -> Callable[[], Tensor]:
     """Clip, sum, noise, step; gives the mean gradient before the noise."""
-    learner, frames = _learner(config), _frames(config)
-    privacy, stream = config.privacy, NoiseStream.from_system()
-    student = learner.pair.student
-    clipped = ClippedSum(student, max_grad_norm=privacy.max_grad_norm, mode=privacy.mode)
-
-    def losses(chosen: Sequence[int]) -> Tensor:
-        return frame_losses(learner.pair, [frames[place] for place in chosen], config.anaus)
+    reader, learner = _reader(config), _learner(config)
+    step, frames = PrivateAnaus(config, reader, learner, site="a"), _frames(config, reader)
+    stream = NoiseStream.from_system()
 
     def run() -> Tensor:
-        clipped.add(losses, len(frames))
-        mean = torch.cat([total.flatten() for total in clipped.totals()]) / len(frames)
-        set_private_gradients(clipped.parameters, clipped.totals(), privacy, stream)
-        learner.optimiser.step()
-        learner.pair.update_teacher(ema_momentum=1.0)
-        clipped.reset()
+        step.add(frames)
+        mean = torch.cat([total.flatten() for total in step.clipped.totals()]) / len(frames)
+        step.finish(RATES, stream)
         return mean
 
     return run
@@ -68,46 +59,41 @@ def private_way(config: RunConfig) -> Callable[[], Tensor]:
 
 def ordinary_way(config: RunConfig) -> Callable[[], Tensor]:
     """One backward pass of the mean of the same losses, and a step."""
-    learner, frames = _learner(config), _frames(config)
-    trained = [item for item in learner.pair.student.parameters() if item.requires_grad]
+    reader, learner = _reader(config), _learner(config)
+    frames = _frames(config, reader)
+    for group in learner.optimiser.param_groups:
+        group["lr"] = RATES[0]
 
     def run() -> Tensor:
         learner.optimiser.zero_grad(set_to_none=True)
         frame_losses(learner.pair, frames, config.anaus).mean().backward()
         learner.optimiser.step()
-        learner.pair.update_teacher(ema_momentum=1.0)
-        return torch.cat([item.grad.flatten() for item in trained if item.grad is not None])
+        learner.pair.update_teacher(ema_momentum=RATES[1])
+        found = [item.grad for item in learner.pair.student.parameters() if item.grad is not None]
+        return torch.cat([each.flatten() for each in found])
 
     return run
 
 
 def _learner(config: RunConfig) -> AnausLearner:
-    """Equal weights every time, which steps leave as they are: every repetition does the same."""
+    """Equal weights every time."""
     pair = build_pair(config.anaus, seed=0)
-    for item in idle_parameters(pair.student, config.anaus):
-        item.requires_grad = False
-    optimiser = build_lars(pair, config.anaus)
-    for each in optimiser.param_groups:
-        each["lr"] = 0.0
-    return AnausLearner(pair=pair, optimiser=optimiser, anaus=config.anaus)
+    return AnausLearner(pair=pair, optimiser=build_lars(pair, config.anaus), anaus=config.anaus)
 
 
-def _frames(config: RunConfig) -> list[PatientFrame]:
+def _reader(config: RunConfig) -> MemoryFrames:
+    return MemoryFrames(int(config.privacy.expected_batch) * FRAMES_OF_A_PATIENT)
+
+
+def _frames(config: RunConfig, reader: MemoryFrames) -> list[PatientFrame]:
     """One frame of each patient."""
-    batch = made_batch(int(config.privacy.expected_batch), size=config.anaus.augment.size)
-    return [
-        patient_frame(_alone(batch, place), config.anaus, torch.Generator().manual_seed(place))
-        for place in range(len(batch))
-    ]
+    found = []
+    for frame in range(0, len(reader), FRAMES_OF_A_PATIENT):
 
+        def draws(purpose: str, frame: int = frame) -> list[object]:
+            return [rng_for(0, "a", purpose, frame)]
 
-def _alone(batch: UsBatch, place: int) -> UsBatch:
-    """A batch of one of its frames."""
-    of_views = {"views", "view_labels", "boxes", "flipped"}  # (2, B, ...)
-    one = slice(place, place + 1)
-    parts = {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
-    ids = parts.pop("view_ids").unflatten(0, (2, len(batch)))[:, one].flatten(0, 1)
-    return UsBatch(
-        view_ids=ids,
-        **{name: item[:, one] if name in of_views else item[one] for name, item in parts.items()},
-    )
+        batch = cut_us_batch(reader, config.anaus, [frame], draws)
+        generator = torch_generator_for(0, "regions", frame)
+        found.append(patient_frame(batch, config.anaus, generator))
+    return found

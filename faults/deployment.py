@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
 from pathlib import Path
 
+from agssd_core.journal import entries_of
 from faults.crowds import half_open, slow_loris
 from faults.deployed import (
     START_S,
@@ -92,18 +93,19 @@ def judged(found: Deployment, number: int, began: datetime) -> Try:
 
 
 def killed_in_training(_folder: Path, tries: int) -> Iterator[Try]:
-    """A random moment after the order came."""
+    """A random moment after the order came; the site's journal says whether it still trained."""
     chance = random.Random(1)
 
-    def strike() -> tuple[str, Try]:
+    def strike() -> tuple[bool, Try]:
         found = shared()
         taken = _journal_size(found)
         number, began = found.next_order(VICTIM)
-        # An order is journalled when the site takes it up; training follows.
+        # An order is journalled when the site takes it up; training follows, then the update.
         wait_for(lambda: _journal_size(found) > taken, found.deadline_s, "taking up the order")
         random_moment(chance, 1.0)
-        step = str(found.live()["sites"][VICTIM]["step"])
-        return step, _killed_and_back(found, number, began)
+        killed(found.processes[VICTIM])
+        *_, last = entries_of(found.sites[VICTIM])
+        return last.kind == "order", _back_again(found, number, began)
 
     return _while_under_way(strike, tries)
 
@@ -111,29 +113,31 @@ def killed_in_training(_folder: Path, tries: int) -> Iterator[Try]:
 def killed_in_upload(_folder: Path, tries: int) -> Iterator[Try]:
     """When a part of the update is on a slow line."""
 
-    def strike() -> tuple[str, Try]:
+    def strike() -> tuple[bool, Try]:
         found = shared()
         number, began = found.next_order(VICTIM)
         step = _when_uploading(found, found.links[VICTIM])
-        return step, _killed_and_back(found, number, began, calm=found.links[VICTIM].clear)
+        killed(found.processes[VICTIM])
+        found.links[VICTIM].clear()
+        return step == "ordered", _back_again(found, number, began)
 
     return _while_under_way(strike, tries)
 
 
-def _while_under_way(strike: Callable[[], tuple[str, Try]], tries: int) -> Iterator[Try]:
-    """Strike until so many kills met the victim before its update was in.
+def _while_under_way(strike: Callable[[], tuple[bool, Try]], tries: int) -> Iterator[Try]:
+    """Strike until so many kills met the victim at what they were to meet it at.
 
-    A kill that came after it is another fault, so it is not counted, unless it did harm.
+    A kill that came later is another fault, so it is not counted, unless it did harm.
     """
     struck, missed = 0, 0
     while struck < tries:
-        step, one = strike()
-        if step == "ordered" or not one.passed:
+        met, one = strike()
+        if met or not one.passed:
             struck += 1
             yield one
         elif (missed := missed + 1) > MOST_MISSED * tries:
             struck += 1
-            yield Try(passed=False, detail=f"no kill came in time; the last met: {step}")
+            yield Try(passed=False, detail="no kill came in time")
 
 
 def _journal_size(found: Deployment) -> int:
@@ -155,12 +159,8 @@ def _update_bytes(found: Deployment) -> int:
     return max(int(site["bytes_up"] / site["rounds"]) for site in live if site["rounds"])
 
 
-def _killed_and_back(
-    found: Deployment, number: int, began: datetime, *, calm: Callable[[], None] = lambda: None
-) -> Try:
-    """Kill the victim in this round, start it again at once, and look at this and the next."""
-    killed(found.processes[VICTIM])
-    calm()
+def _back_again(found: Deployment, number: int, began: datetime) -> Try:
+    """Start the victim that was killed in this round at once, and look at this and the next."""
     back = _back(found)
     one = judged(found, number, began)
     figures = one.figures | {"deadline_s": found.deadline_s, "rejoin_s": back}

@@ -157,10 +157,10 @@ def push(grid: Exchange, message: Any) -> str | None:
         return None
 
 
-def online_nodes(grid: Exchange) -> set[int]:
-    """Ids of the nodes that are connected; none when they cannot be listed now."""
+def online_nodes(grid: Exchange) -> set[int] | None:
+    """Ids of the nodes that are connected; None when they cannot be listed now."""
     try:
         return set(grid.get_node_ids())
     except Exception as error:  # noqa: BLE001 - a fault of the connection; asked again
         log.warning("nodes could not be listed (%s)", type(error).__name__)
-        return set()
+        return None

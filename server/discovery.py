@@ -16,7 +16,7 @@ from agssd_core.errors import AgssdError, CheckpointError, OversizeError, Signat
 from agssd_core.protocol import PROTOCOL_VERSION, Refusal, SiteHello, SiteQuery
 from agssd_core.weights import write_text
 from server import wire
-from server.collect import Exchange, Puller, push
+from server.collect import Exchange, Puller, online_nodes, push
 from server.keys import Keys
 from server.members import Members
 
@@ -135,10 +135,8 @@ class SiteBook:
             self.sleep(min(self.federation.poll_s, 1.0, max(deadline - now, 0.0)))
 
     def _online(self) -> set[int]:
-        try:
-            online = set(self.grid.get_node_ids())
-        except Exception as error:  # noqa: BLE001 - a fault of the connection; asked again
-            log.warning("nodes could not be listed (%s)", type(error).__name__)
+        online = online_nodes(self.grid)
+        if online is None:
             return self._answered | {asked.node for asked in self._asked.values()}
         self.nodes = {name: node for name, node in self.nodes.items() if node in online}
         self._answered &= online

@@ -121,7 +121,7 @@ class RoundExchange:
         """
         if not self._returning:
             return False
-        online, now = online_nodes(self.loop.grid), self.loop.clock()
+        online, now = online_nodes(self.loop.grid) or set(), self.loop.clock()
         for site, (sent, until) in list(self._returning.items()):
             over = now >= sent.due or (now >= until and not wanted)
             if sent.node in online or over:
