@@ -67,26 +67,36 @@ def private_folder(path: Path, *, what: str) -> None:
 
 
 @contextmanager
-def folder_lock(folder: Path) -> Iterator[None]:
-    """Let one command at a time change a folder; a killed one leaves no lock behind.
+def folder_lock(
+    folder: Path,
+    *,
+    name: str = ".lock",
+    what: str = "the folder of the keys",
+    busy: str = "another command is working with these keys. Wait for it, then try again.",
+) -> Iterator[None]:
+    """Let one command at a time work on a folder; a killed one leaves no lock behind.
+
+    Args:
+        folder: which.
+        name: of the file that is locked.
+        what: the folder, in an error.
+        busy: error when another command holds it.
 
     Raises:
         KeyFileError: another command holds it, or it is missing or cannot be written.
     """
     try:
-        descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o600)
+        descriptor = os.open(folder / name, os.O_RDWR | os.O_CREAT, 0o600)
     except OSError as error:
         raise KeyFileError(
-            f"the folder of the keys cannot be used ({type(error).__name__}). Name an existing one "
-            "or mend its permissions."
+            f"{what} cannot be used ({type(error).__name__}). Name an existing one or mend its "
+            "permissions."
         ) from None
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise KeyFileError(
-                "another command is working with these keys. Wait for it, then try again."
-            ) from None
+            raise KeyFileError(busy) from None
         yield
     finally:
         os.close(descriptor)

@@ -6,7 +6,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +14,7 @@ import tomli_w
 
 from agssd_core.data.catalogue import open_catalogue
 from agssd_core.errors import KeyFileError
+from agssd_core.folders import folder_lock
 from agssd_core.processes import (
     LOOPBACK,
     Child,
@@ -58,7 +59,7 @@ def run_enrolled(site: Path, *, threads: int = 1, allowed: Sequence[str] = (), s
 
     Raises:
         CatalogueError: the folder is not a site.
-        KeyFileError: the site is not enrolled, or its keys are damaged.
+        KeyFileError: the site is not enrolled, its keys are damaged, or it runs already.
         EngineError: another Flower is installed than this version needs.
     """
     catalogue = open_catalogue(site)
@@ -67,13 +68,13 @@ def run_enrolled(site: Path, *, threads: int = 1, allowed: Sequence[str] = (), s
     counts = [f"{len(catalogue.patients_of(each))} {each}" for each in catalogue.cohorts]
     home = Path(tempfile.mkdtemp(prefix="agssd-site-"))
     try:
-        say(
-            f"site {connection.site} (patients: {', '.join(counts) or 'none'}) answers "
-            f"{connection.server}; interrupt to stop"
-        )
-        allowed = allowed or (application_digest(),)
-        parts = _parts(site.resolve(), connection, home, threads, allowed)
-        with stopping_on_terminate(), ExitStack() as stack:
+        with _alone(site), stopping_on_terminate(), ExitStack() as stack:
+            say(
+                f"site {connection.site} (patients: {', '.join(counts) or 'none'}) answers "
+                f"{connection.server}; interrupt to stop"
+            )
+            allowed = allowed or (application_digest(),)
+            parts = _parts(site.resolve(), connection, home, threads, allowed)
             for part in parts:
                 stack.callback(part.stop)
             while True:
@@ -94,6 +95,18 @@ def run_enrolled(site: Path, *, threads: int = 1, allowed: Sequence[str] = (), s
         say("stopped; the site's state is on its disk")
     finally:
         shutil.rmtree(home, ignore_errors=True)
+
+
+def _alone(site: Path) -> AbstractContextManager[None]:
+    """A site runs once: a second node of its key would sign the first one off, and so on."""
+    folder = site / "federation"
+    folder.mkdir(exist_ok=True)
+    return folder_lock(
+        folder,
+        name="run.lock",
+        what="the folder federation of the site",
+        busy="this site runs already, perhaps as a service. Stop that first (`systemctl status`).",
+    )
 
 
 @dataclass

@@ -25,7 +25,6 @@ from faults.deployed import (
     random_moment,
     wait_for,
 )
-from faults.link import Link
 from faults.suite import Fault, Try
 
 VICTIM = "valley"
@@ -34,6 +33,7 @@ LEAST_DEADLINE_S = 30.0
 REJOIN_S = 15.0
 SLOW_LINE = 1024
 MOST_MISSED = 3
+CUT_S = 0.5
 PLAN = {
     "rounds": 400,
     "steps_per_round": 16,
@@ -111,15 +111,22 @@ def killed_in_training(_folder: Path, tries: int) -> Iterator[Try]:
 
 
 def killed_in_upload(_folder: Path, tries: int) -> Iterator[Try]:
-    """When a part of the update is on a slow line."""
+    """When a part of the update is on a slow line, which is cut: what it still held is lost."""
 
     def strike() -> tuple[bool, Try]:
         found = shared()
+        link = found.links[VICTIM]
         number, began = found.next_order(VICTIM)
-        step = _when_uploading(found, found.links[VICTIM])
+        size, before = _update_bytes(found), link.sent
+        link.rate = size / 3  # seconds for the rest
+        # Calls that ask for orders are a few hundred bytes each; an update is far more.
+        wait_for(lambda: link.sent - before > size / 4, found.deadline_s, "an upload")
         killed(found.processes[VICTIM])
-        found.links[VICTIM].clear()
-        return step == "ordered", _back_again(found, number, began)
+        link.rate, link.cut = 0.0, 1.0
+        time.sleep(CUT_S)
+        lacking = size - (link.sent - before)
+        link.clear()
+        return lacking > size / 10, _back_again(found, number, began)
 
     return _while_under_way(strike, tries)
 
@@ -143,15 +150,6 @@ def _while_under_way(strike: Callable[[], tuple[bool, Try]], tries: int) -> Iter
 def _journal_size(found: Deployment) -> int:
     file = found.sites[VICTIM] / "journal.jsonl"
     return file.stat().st_size if file.is_file() else 0
-
-
-def _when_uploading(found: Deployment, link: Link) -> str:
-    """Wait for a quarter of an update, on a line that then needs seconds for the rest."""
-    size, before = _update_bytes(found), link.sent
-    link.rate = size / 3
-    # Calls that ask for orders are a few hundred bytes each; an update is far more.
-    wait_for(lambda: link.sent - before > size / 4, found.deadline_s, "an upload")
-    return str(found.live()["sites"][VICTIM]["step"])
 
 
 def _update_bytes(found: Deployment) -> int:

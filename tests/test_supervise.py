@@ -1,4 +1,4 @@
-"""How long a site waits before it starts a process again that ended."""
+"""A site's processes: started once, and again when they end."""
 
 import os
 import sys
@@ -6,8 +6,12 @@ import time
 
 import pytest
 
+from agssd_core.errors import KeyFileError
+from agssd_core.folders import folder_lock
 from client import supervise
-from client.supervise import Part
+from client.supervise import Part, run_enrolled
+from tests.support.enrolled import enrol
+from tests.support.sites import make_site
 
 
 def tended(part, *, until):
@@ -58,3 +62,16 @@ def test_what_an_earlier_process_left_is_no_sign(tmp_path):
     part.pause_s = 0.1
     tended(part, until=lambda said: len(said) == 3)
     assert part.pause_s == pytest.approx(0.8)
+
+
+def test_a_site_runs_once(tmp_path):
+    """A second one, by hand beside the service, would take the first one's place at the server."""
+    site, said = make_site(tmp_path / "north", "CT", seed=1), []
+    enrol(site)
+    (site / "federation").mkdir(exist_ok=True)
+    with (
+        folder_lock(site / "federation", name="run.lock"),
+        pytest.raises(KeyFileError, match=r"runs already.*Stop that first"),
+    ):
+        run_enrolled(site, say=said.append)
+    assert said == []
