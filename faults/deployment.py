@@ -11,10 +11,10 @@ import random
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 
-from agssd_core.journal import entries_of
+from agssd_core.journal import Entry, entries_of
 from faults.crowds import half_open, slow_loris
 from faults.deployed import (
     START_S,
@@ -93,19 +93,16 @@ def judged(found: Deployment, number: int, began: datetime) -> Try:
 
 
 def killed_in_training(_folder: Path, tries: int) -> Iterator[Try]:
-    """A random moment after the order came; the site's journal says whether it still trained."""
+    """A random moment after the site took the order up."""
     chance = random.Random(1)
 
     def strike() -> tuple[bool, Try]:
         found = shared()
-        taken = _journal_size(found)
-        number, began = found.next_order(VICTIM)
-        # An order is journalled when the site takes it up; training follows, then the update.
-        wait_for(lambda: _journal_size(found) > taken, found.deadline_s, "taking up the order")
+        began = _order_taken_up(found)
         random_moment(chance, 1.0)
         killed(found.processes[VICTIM])
-        *_, last = entries_of(found.sites[VICTIM])
-        return last.kind == "order", _back_again(found, number, began)
+        last = _last_entry(found)
+        return last.kind == "order", _back_again(found, int(last.facts["round"]), began)
 
     return _while_under_way(strike, tries)
 
@@ -116,7 +113,7 @@ def killed_in_upload(_folder: Path, tries: int) -> Iterator[Try]:
     def strike() -> tuple[bool, Try]:
         found = shared()
         link = found.links[VICTIM]
-        number, began = found.next_order(VICTIM)
+        began = _order_taken_up(found)
         size, before = _update_bytes(found), link.sent
         link.rate = size / 3  # seconds for the rest
         # Calls that ask for orders are a few hundred bytes each; an update is far more.
@@ -126,9 +123,29 @@ def killed_in_upload(_folder: Path, tries: int) -> Iterator[Try]:
         time.sleep(CUT_S)
         lacking = size - (link.sent - before)
         link.clear()
-        return lacking > size / 10, _back_again(found, number, began)
+        last = _last_entry(found)
+        met = last.kind == "update" and lacking > size / 10
+        return met, _back_again(found, int(last.facts["round"]), began)
 
     return _while_under_way(strike, tries)
+
+
+def _order_taken_up(found: Deployment) -> datetime:
+    """Wait until the victim has journalled an order, which it does before it trains; when."""
+    before = _last_entry(found)
+
+    def taken_up() -> bool:
+        last = _last_entry(found)
+        return last.kind == "order" and last != before
+
+    wait_for(taken_up, START_S, f"an order of {VICTIM}")
+    return datetime.now(UTC)
+
+
+def _last_entry(found: Deployment) -> Entry:
+    """Of the victim's journal: ``order`` while it trains, ``update`` from then on."""
+    *_, last = entries_of(found.sites[VICTIM])
+    return last
 
 
 def _while_under_way(strike: Callable[[], tuple[bool, Try]], tries: int) -> Iterator[Try]:
@@ -145,11 +162,6 @@ def _while_under_way(strike: Callable[[], tuple[bool, Try]], tries: int) -> Iter
         elif (missed := missed + 1) > MOST_MISSED * tries:
             struck += 1
             yield Try(passed=False, detail="no kill came in time")
-
-
-def _journal_size(found: Deployment) -> int:
-    file = found.sites[VICTIM] / "journal.jsonl"
-    return file.stat().st_size if file.is_file() else 0
 
 
 def _update_bytes(found: Deployment) -> int:
